@@ -1,15 +1,14 @@
 """When to measure and what to log."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_same.checkpoints import CKPTS, CheckpointFractions, checkpoint_fractions
+from lightning_same.gradients import TwoGradients
 from lightning_same.parts import finite
 from lightning_same.probe import LossFn, refuse_probe, two_gradients
 from lightning_same.rule import Rule
@@ -72,7 +71,7 @@ class CheckpointFractionMonitor(Callback):
         first_of_window = batch_idx % trainer.accumulate_grad_batches == 0
         if first_of_window and self.wants_two_pass_gradients(trainer) and not _trains_by_a_rule(pl_module):
             found = two_gradients(trainer, pl_module, batch, batch_idx, self.rho, self.loss_fn)
-            self._fractions = None if found is None else checkpoint_fractions(*found)
+            self._fractions = None if found is None else checkpoint_fractions(found.grads, found.perturbed_grads)
 
     def wants_two_pass_gradients(self, trainer: pl.Trainer) -> bool:
         """Whether this step is measured."""
@@ -80,21 +79,16 @@ class CheckpointFractionMonitor(Callback):
         return every > 0 and trainer.global_step % every == 0
 
     def on_two_pass_gradients(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        grads: Sequence[Tensor],
-        perturbed_grads: Sequence[Tensor],
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, gradients: TwoGradients
     ) -> None:
         """Called by a two-pass step when both gradients are known.
 
         Args:
             trainer: the Trainer.
             pl_module: the module.
-            grads: g, one tensor per parameter.
-            perturbed_grads: s.
+            gradients: g and s.
         """
-        self._fractions = checkpoint_fractions(grads, perturbed_grads)
+        self._fractions = checkpoint_fractions(gradients.grads, gradients.perturbed_grads)
 
     @override
     def on_train_batch_end(

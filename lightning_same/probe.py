@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -10,24 +10,13 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
+from lightning_same.gradients import TwoGradients, loss_scale
 from lightning_same.refusals import checked_loss
 from lightning_same.replay import Snapshot, copy_of
 from lightning_same.rules import SAM
 from lightning_same.silence import muted_loggers
 
 LossFn = Callable[[pl.LightningModule, Any], Tensor]
-
-
-class TwoGradients(NamedTuple):
-    """One tensor for each trainable parameter.
-
-    Attributes:
-        grads: g at w.
-        perturbed_grads: s at w + e.
-    """
-
-    grads: list[Tensor]
-    perturbed_grads: list[Tensor]
 
 
 def refuse_probe(module: pl.LightningModule, trainer: pl.Trainer, loss_fn: LossFn | None, owner: str) -> None:
@@ -79,6 +68,7 @@ def two_gradients(
         The gradients, averaged over all processes; None if the training step returns None.
     """
     params = [param for param in module.parameters() if param.requires_grad]
+    scale = loss_scale(trainer, module.device)
 
     def gradient() -> list[Tensor] | None:
         given = copy_of(batch)
@@ -87,9 +77,8 @@ def two_gradients(
         if loss is None:
             return None
         checked_loss(loss, f"{type(module).__name__}.training_step" if loss_fn is None else "`loss_fn`")
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
         # Not `.backward`, which would fill `.grad` and drive DDP's reducer.
-        found = torch.autograd.grad(loss if scaler is None else scaler.scale(loss), params, allow_unused=True)
+        found = torch.autograd.grad(loss if scale is None else loss * scale, params, allow_unused=True)
         return _mean(trainer, [torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True)])
 
     with _muted(module), muted_loggers(trainer):
@@ -104,7 +93,9 @@ def two_gradients(
                 perturbed_grads = gradient()
         finally:
             before.restore()
-    return None if perturbed_grads is None else TwoGradients(grads, perturbed_grads)
+    if perturbed_grads is None:
+        return None
+    return TwoGradients(params, grads, perturbed_grads, scale)
 
 
 def _training_loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lightning_same.gradients import TwoGradients, loss_scale
 from lightning_same.memory import Memory
 from lightning_same.optimizers import lr_ratio, momentum_of, radii_of, trained
 from lightning_same.refusals import checked_loss, refuse_optimizer, refuse_rule
@@ -228,8 +229,8 @@ class TwoPass:
                 loss = output["loss"] if isinstance(output, dict) else output
                 loss = checked_loss(loss, f"Pass two of {type(self._module).__name__}.training_step")
                 loss = loss / self._trainer.accumulate_grad_batches
-                scaler = self._scaler()
-                self._module.backward(loss if scaler is None else scaler.scale(loss))
+                scale = loss_scale(self._trainer, loss.device)
+                self._module.backward(loss if scale is None else loss * scale)
 
     def _unsynchronized(self) -> AbstractContextManager[None]:
         if isinstance(self._strategy, ParallelStrategy):
@@ -302,8 +303,10 @@ class TwoPass:
             reached = [param for param in radii if param.grad is not None]
             base = [grads[param] if param in grads else torch.zeros_like(param) for param in reached]
             step = [param.grad for param in reached if param.grad is not None]
-            for observer in observers:
-                observer.on_two_pass_gradients(self._trainer, self._module, base, step)
+            if observers:
+                found = TwoGradients(reached, base, step, loss_scale(self._trainer, self._module.device))
+                for observer in observers:
+                    observer.on_two_pass_gradients(self._trainer, self._module, found)
             rule.combine_(base, step, self._at, memory.of(reached))
 
     def _take_grads(self, params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
@@ -318,15 +321,11 @@ class TwoPass:
                 param.grad = None
         return grads
 
-    def _scaler(self) -> Any:
-        return getattr(self._trainer.precision_plugin, "scaler", None)
-
     def _unscaled(self, rule: Rule, grads: list[Tensor]) -> list[Tensor]:
         """g without the loss scale, for rules to which its size matters. Never by the scaler, which unscales once."""
-        scaler = self._scaler()
-        if scaler is None or rule.scale_free or not grads:
+        scale = loss_scale(self._trainer, self._module.device)
+        if scale is None or rule.scale_free:
             return grads
-        scale = scaler.scale(torch.ones((), device=grads[0].device))
         return list(torch._foreach_mul(grads, scale.reciprocal()))
 
 

@@ -41,13 +41,16 @@ LAYERS = {
     # Lightning. `two_pass` and `callbacks` stand side by side.
     "optimizers": Layer(set(), ARITHMETIC),
     "replay": Layer(set(), LIGHTNING | {"numpy", "torchmetrics"}),
+    "gradients": Layer(set(), LIGHTNING),
     "silence": Layer(set(), LIGHTNING),
     "refusals": Layer({"parts", "rule"}, LIGHTNING),
-    "two_pass": Layer({"memory", "optimizers", "refusals", "replay", "rule", "silence", "timing"}, LIGHTNING),
+    "two_pass": Layer(
+        {"gradients", "memory", "optimizers", "refusals", "replay", "rule", "silence", "timing"}, LIGHTNING
+    ),
     "mixin": Layer({"refusals", "rule", "two_pass"}, LIGHTNING),
     "mixing": Layer({"mixin", "refusals", "rule"}, LIGHTNING),
-    "probe": Layer({"refusals", "replay", "rules", "silence"}, LIGHTNING),
-    "callbacks": Layer({"checkpoints", "parts", "probe", "rule"}, LIGHTNING),
+    "probe": Layer({"gradients", "refusals", "replay", "rules", "silence"}, LIGHTNING),
+    "callbacks": Layer({"checkpoints", "gradients", "parts", "probe", "rule"}, LIGHTNING),
     "__init__": Layer(
         {"callbacks", "checkpoints", "memory", "mixin", "mixing", "rule", "rules", "timing"},
         set(),

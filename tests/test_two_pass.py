@@ -29,6 +29,7 @@ from lightning_same import (
     SAMMixin,
     with_sam,
 )
+from lightning_same.gradients import TwoGradients
 from lightning_same.timing import Every, Progress
 
 FORCED = SAME(1, condition=3.0, rho=0.0)
@@ -277,8 +278,8 @@ def test_pass_two_replays_pass_one() -> None:
     seen: list[tuple[Tensor, ...]] = []
 
     class Watch(Callback):
-        def on_two_pass_gradients(self, trainer: Any, module: Any, grads: Any, perturbed: Any) -> None:
-            seen.append((torch.cat([g.flatten() for g in grads]), torch.cat([s.flatten() for s in perturbed])))
+        def on_two_pass_gradients(self, trainer: Any, module: Any, gradients: TwoGradients) -> None:
+            seen.append(tuple(torch.cat([g.flatten() for g in each]) for each in gradients[1:3]))
 
     module = build(EverythingSAM)
     module.sam = FORCED
@@ -337,8 +338,9 @@ def test_parameters_that_a_forward_moves_are_moved_once(tmp_path: Path) -> None:
     moved: list[bool] = []
 
     class Watch(Callback):
-        def on_two_pass_gradients(self, trainer: Any, module: Any, grads: Any, perturbed: Any) -> None:
-            moved.append(any(not torch.equal(g, s) for g, s in zip(grads, perturbed, strict=True)))
+        def on_two_pass_gradients(self, trainer: Any, module: Any, gradients: TwoGradients) -> None:
+            pairs = zip(gradients.grads, gradients.perturbed_grads, strict=True)
+            moved.append(any(not torch.equal(g, s) for g, s in pairs))
 
     # An attribute that is an alias of the weights does not bring them back to w in pass two.
     fit(with_sam(build(MomentumEncoder), SAM(0.3)), callbacks=[Watch()], max_steps=2)
