@@ -5,6 +5,7 @@ from lightning_same.checkpoints import CheckpointFractions, checkpoint_fractions
 from lightning_same.memory import Memory
 from lightning_same.mixin import SAMMixin
 from lightning_same.mixing import with_sam
+from lightning_same.options import TwoPassOptions
 from lightning_same.rule import Rule
 from lightning_same.rules import (
     AESAM,
@@ -54,6 +55,7 @@ __all__ = [
     "SAMDirection",
     "SAMMagnitude",
     "SAMMixin",
+    "TwoPassOptions",
     "VaSSO",
     "checkpoint_fractions",
     "with_sam",

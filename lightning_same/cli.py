@@ -15,6 +15,8 @@ from typing_extensions import override
 
 from lightning_same.combinations import Combination
 from lightning_same.mixing import with_sam
+from lightning_same.options import CHOICES as OPTIONS
+from lightning_same.options import TwoPassOptions
 from lightning_same.perturbations import Perturbation
 from lightning_same.rule import Rule
 from lightning_same.timing import Schedule, Timing
@@ -36,10 +38,13 @@ class RuleParser(LightningArgumentParser):
 
 
 class SAMCLI(LightningCLI):
-    """LightningCLI with two more options, which stand in the saved config file too.
+    """LightningCLI with three more options, which stand in the saved config file too.
 
     ``--sam RULE --sam.rho ...`` trains ``--model``, whatever its class, by that rule. ``--sam null`` trains it without
     SAM, also if its class has a rule. Without the option the class decides.
+
+    ``--two_pass.ascent``, ``--two_pass.accumulate`` and ``--two_pass.nonfinite`` say how the two passes run; see
+    `TwoPassOptions`.
 
     ``--test_after_fit true`` runs the test loop after a fit, on the best checkpoint file if one was kept.
     """
@@ -61,6 +66,12 @@ class SAMCLI(LightningCLI):
             help="The SAM-family rule to train by, or null; --sam.help RULE shows its arguments.",
         )
         parser.add_argument(
+            "--two_pass",
+            type=TwoPassOptions,
+            default=SUPPRESS,
+            help="How the two passes run: --two_pass.ascent, --two_pass.accumulate, --two_pass.nonfinite.",
+        )
+        parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Run the test loop after a fit, on the best checkpoint."
         )
 
@@ -72,6 +83,13 @@ class SAMCLI(LightningCLI):
         super().instantiate_classes()
         if given:
             with_sam(self.model, rule)
+        options: TwoPassOptions | None = self._get(self.config_init, "two_pass")
+        if options is not None:
+            if getattr(self.model, "sam", None) is None:
+                self.parser.error(
+                    "--two_pass says how a rule's two passes run, and there is none. Give --sam RULE too."
+                )
+            with_sam(self.model, self.model.sam, **options.arguments())
 
     def after_fit(self) -> None:
         """Run the test loop if ``--test_after_fit`` says so."""
@@ -103,7 +121,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def explained(message: str) -> str:
-    """An error message of the parser about ``--sam``, with the choices."""
+    """An error message of the parser about ``--sam`` or ``--two_pass``, with the choices."""
+    if re.search(r"\btwo_pass\b", message):
+        return _explained_options(message)
     if not re.search(r"\bsam\b", message):
         return message
     unknown = re.search(r"import path string: (\S+)", message)
@@ -120,6 +140,17 @@ def explained(message: str) -> str:
         kind = keys[-1] if keys and keys[-1] in CHOICES else "rule"
         names = list(CHOICES[kind])
         return f"--sam: there is no {kind} {_meant(unknown[1], names)} The {kind}s: {', '.join(names)}."
+    return message
+
+
+def _explained_options(message: str) -> str:
+    unknown = re.search(r"Option '(\w+)' is not accepted", message)
+    value = re.search(r'Parser key "(\w+)":\s+Expected a typing\.Literal\S.*Got value: (\S+)', message)
+    if unknown:
+        return f"--two_pass: there is no option {_meant(unknown[1], list(OPTIONS))} The options: {', '.join(OPTIONS)}."
+    if value and value[1] in OPTIONS:
+        choices = OPTIONS[value[1]]
+        return f"--two_pass.{value[1]} must be {' or '.join(choices)}; got {_meant(value[2], choices)}"
     return message
 
 

@@ -35,6 +35,14 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     return norm
 
 
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether no element is inf or NaN: a scalar tensor, on the device."""
+    if not tensors:
+        return torch.tensor(True)
+    largest = [norm.to(tensors[0].device) for norm in torch._foreach_norm(list(tensors), float("inf"))]
+    return torch.stack(largest).isfinite().all()
+
+
 def global_dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """The dot product over all elements of two aligned lists, on the device, in at least float32."""
     dtype = torch.promote_types(torch.float32, first[0].dtype)

@@ -1,6 +1,6 @@
 """What a rule carries from one step to the next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,26 @@ class Memory:
         pairs = zip(self.recall(name), values, strict=True)
         self.remember(name, [value if m is None else torch.lerp(value, m, keep) for m, value in pairs])
         return [m for m in self.recall(name) if m is not None]
+
+    def copy(self) -> Callable[[], None]:
+        """Copy the content.
+
+        Returns:
+            To be called to put it back.
+        """
+        numbers = dict(self.numbers)
+        tensors = {
+            name: {param: value.clone() for param, value in known.items()} for name, known in self._tensors.items()
+        }
+
+        def restore() -> None:
+            # In place: views made by `of` share the content.
+            self.numbers.clear()
+            self.numbers.update(numbers)
+            self._tensors.clear()
+            self._tensors.update(tensors)
+
+        return restore
 
     def state_dict(self, names: Mapping[Tensor, str]) -> dict[str, Any]:
         """The content, with parameters by name.

@@ -7,10 +7,12 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_same.options import TwoPassOptions
 from lightning_same.refusals import checked_loss, refuse, refuse_inner
 from lightning_same.rule import Rule
 from lightning_same.two_pass import TwoPass, callbacks_of
@@ -38,9 +40,11 @@ class SAMMixin(pl.LightningModule):
 
     Attributes:
         sam: the rule, as a class or instance attribute; None trains without SAM. May be replaced between steps.
+        two_pass: how the passes run, as opposed to which rule they serve.
     """
 
     sam: Rule | None = None
+    two_pass: TwoPassOptions = TwoPassOptions()
     _two_pass: "TwoPass | None" = None
 
     @property
@@ -129,13 +133,18 @@ class Conductor(Callback):
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
+        """What the checkpoint file that training resumes from says of the rule; None if there is no such file."""
+        self._left: dict[str, Any] = {}
+        """What the last fit has left to say in files that are written after it."""
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loaded, self._loaded = self._loaded, None
+        loaded, self._loaded, self._left = self._loaded, None, {}
         refuse_inner(pl_module, SAMMixin)
         if isinstance(pl_module, SAMMixin):
             refuse(pl_module, trainer, SAMMixin)
+            if loaded is not None:
+                _tell_of_another_rule(loaded.get("rule"), pl_module.sam)
             pl_module._two_pass = TwoPass(pl_module, trainer, partial(refuse, pl_module, trainer, SAMMixin), loaded)
 
     @override
@@ -148,15 +157,15 @@ class Conductor(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(pl_module, SAMMixin) and pl_module._two_pass is not None:
-            pl_module._two_pass.log_rho()
+            pl_module._two_pass.log()
             pl_module._two_pass.refuse_steps_of_their_own()
 
     @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if isinstance(pl_module, SAMMixin) and pl_module._two_pass is not None:
-            state = pl_module._two_pass.state_dict()
+        if isinstance(pl_module, SAMMixin):
+            state = self._left if pl_module._two_pass is None else pl_module._two_pass.state_dict()
             if state:
                 checkpoint["lightning_same"] = state
 
@@ -164,7 +173,7 @@ class Conductor(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._loaded = checkpoint.get("lightning_same")
+        self._loaded = checkpoint.get("lightning_same", {})
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -176,5 +185,19 @@ class Conductor(Callback):
 
     def _release(self, pl_module: pl.LightningModule) -> None:
         if isinstance(pl_module, SAMMixin) and pl_module._two_pass is not None:
+            self._left = pl_module._two_pass.state_dict()
             pl_module._two_pass.release()
             pl_module._two_pass = None
+
+
+def _tell_of_another_rule(before: str | None, rule: Rule | None) -> None:
+    """It is the user's right, and might be a mistake."""
+    now = None if rule is None or rule.rho == 0 else repr(rule)
+    if before != now:
+        rank_zero_info(
+            f"The checkpoint file was written by training {_by(before)}; from here on it goes on {_by(now)}."
+        )
+
+
+def _by(rule: str | None) -> str:
+    return "without SAM" if rule is None else f"by {rule}"

@@ -10,7 +10,9 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_same.options import TwoPassOptions
 from lightning_same.parts import finite
+from lightning_same.processes import replicated
 from lightning_same.rule import Rule
 
 
@@ -33,7 +35,10 @@ def refuse(module: pl.LightningModule, trainer: pl.Trainer, mixin: type) -> None
     refuse_rule(rule, name)
     if rule is None:
         return
+    options: Any = module.two_pass
+    refuse_options(options, rule, name)
     _refuse_strategy(trainer, name)
+    _refuse_static_graph(trainer, options, name)
     if any(isinstance(each, nn.Embedding | nn.EmbeddingBag) and each.sparse for each in module.modules()):
         raise RuntimeError(f"{name}: sparse gradients cannot be split. Make the embedding with sparse=False.")
     if not module.automatic_optimization:
@@ -67,21 +72,22 @@ def refuse_inner(module: pl.LightningModule, mixin: type) -> None:
 
 
 def refuse_name(module_or_class: pl.LightningModule | type[pl.LightningModule]) -> None:
-    """Check that the name ``sam`` is free for the rule.
+    """Check that the names ``sam`` and ``two_pass`` are free for the rule and its options.
 
     Raises:
-        TypeError: if it is a submodule, parameter or buffer, or something else of the class.
+        TypeError: if one is a submodule, parameter or buffer, or something else of the class.
     """
     kind = module_or_class if isinstance(module_or_class, type) else type(module_or_class)
-    taken = next((vars(cls)["sam"] for cls in kind.__mro__ if "sam" in vars(cls)), None)
-    if not isinstance(module_or_class, type):
-        registered = (module_or_class._modules, module_or_class._parameters, module_or_class._buffers)
-        taken = next((names["sam"] for names in registered if "sam" in names), taken)
-    if isinstance(taken, nn.Module | Tensor | property) or inspect.isfunction(taken):
-        raise TypeError(
-            f"{kind.__name__} has a `sam` of its own, a {type(taken).__name__}, and the rule is kept under that name."
-            " Rename it, for instance to `segment_anything`."
-        )
+    for name, what, instead in (("sam", "rule", "segment_anything"), ("two_pass", "options", "two_stages")):
+        taken = next((vars(cls)[name] for cls in kind.__mro__ if name in vars(cls)), None)
+        if not isinstance(module_or_class, type):
+            registered = (module_or_class._modules, module_or_class._parameters, module_or_class._buffers)
+            taken = next((names[name] for names in registered if name in names), taken)
+        if isinstance(taken, nn.Module | Tensor | property) or inspect.isfunction(taken):
+            raise TypeError(
+                f"{kind.__name__} has a `{name}` of its own, a {type(taken).__name__}, and the {what} must stand"
+                f" there. Rename it, for instance to `{instead}`."
+            )
 
 
 def refuse_rule(rule: Any, name: str) -> None:
@@ -97,6 +103,32 @@ def refuse_rule(rule: Any, name: str) -> None:
     if rule is not None and not isinstance(rule, Rule):
         hint = f"{rule.__name__}()" if isinstance(rule, type) else "SAM(rho=0.05)"
         raise TypeError(f"{name}.sam must be a rule such as {hint}, or None; got {rule!r}.")
+
+
+def refuse_options(options: Any, rule: Rule, name: str) -> None:
+    """Check the attribute ``two_pass``.
+
+    Args:
+        options: its value.
+        rule: the rule that the passes serve.
+        name: of the module's class, for the message.
+
+    Raises:
+        TypeError: if it is no `TwoPassOptions`.
+        ValueError: if the rule cannot be served that way.
+    """
+    if not isinstance(options, TwoPassOptions):
+        raise TypeError(f"{name}.two_pass must be `TwoPassOptions(...)`, got {options!r}.")
+    if rule.timing.stateful and options.accumulate == "micro_batch":
+        raise ValueError(
+            f"{name}: {rule!r} decides by the gradient of the whole step whether to take pass two, and"
+            ' accumulate="micro_batch" perturbs before that is known. Use accumulate="window", or another timing.'
+        )
+    if (rule.timing.stateful or rule.perturbation.stateful) and options.ascent == "local":
+        raise ValueError(
+            f'{name}: {rule!r} carries an average of g from step to step, and with ascent="local" every process would'
+            ' have one of its own, of which only one could be saved. Use ascent="global", or another rule.'
+        )
 
 
 def refuse_optimizer(optimizer: Optimizer, module: pl.LightningModule) -> None:
@@ -163,6 +195,16 @@ def _refuse_strategy(trainer: pl.Trainer, name: str) -> None:
         raise RuntimeError(
             f"{name}: {type(strategy).__name__} shards the parameters, and norms over shards are not supported yet. Use"
             ' strategy="ddp", or set `sam = None`.'
+        )
+
+
+def _refuse_static_graph(trainer: pl.Trainer, options: TwoPassOptions, name: str) -> None:
+    ddp = replicated(trainer)
+    apart = options.ascent == "local" or (options.accumulate == "micro_batch" and trainer.accumulate_grad_batches > 1)
+    if ddp is not None and ddp.static_graph and apart:
+        raise RuntimeError(
+            f"{name}: DDP with static_graph=True synchronizes the gradients of its very first backward, and with"
+            f" {options!r} those of pass one stay on their process. Leave static_graph out, or use the default options."
         )
 
 

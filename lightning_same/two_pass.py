@@ -1,7 +1,7 @@
 """The two passes of one fit: the only place that runs two backward passes."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
@@ -10,15 +10,16 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lightning_same.foreach import all_finite
 from lightning_same.gradients import TwoGradients, loss_scale
 from lightning_same.memory import Memory
 from lightning_same.optimizers import lr_ratio, momentum_of, radii_of, trained
-from lightning_same.refusals import checked_loss, refuse_optimizer, refuse_rule
+from lightning_same.options import TwoPassOptions
+from lightning_same.processes import mean_begun, replicated, unsynchronized
+from lightning_same.refusals import checked_loss, refuse_optimizer, refuse_options, refuse_rule
 from lightning_same.replay import Snapshot, copy_of
 from lightning_same.rule import Rule
 from lightning_same.silence import muted_loggers
@@ -31,10 +32,12 @@ class MicroBatch(NamedTuple):
     Attributes:
         args: a copy of those of the strategy's training step, as they were before pass one.
         before: the state just before pass one.
+        buffers_synced: whether DDP broadcast the buffers then.
     """
 
     args: tuple[Any, ...]
     before: Snapshot
+    buffers_synced: bool
 
 
 class TwoPass:
@@ -42,7 +45,8 @@ class TwoPass:
 
     In automatic optimization, training steps go through `training_step` here, which remembers how to repeat them. When
     the last micro-batch of a window has had its backward, `after_pass_one` perturbs with the accumulated gradient and
-    repeats them all, which equals one pass over one large batch. In manual optimization, `manual_step` is the step.
+    repeats them all, which equals one pass over one large batch; or it does so after each micro-batch, if the module's
+    `TwoPassOptions` say so. In manual optimization, `manual_step` is the step.
 
     Args:
         module: the mixed module, whose attribute ``sam`` is the rule.
@@ -65,19 +69,26 @@ class TwoPass:
         self._strategy = trainer.strategy
         self._plain_training_step = self._strategy.training_step
         self._rule: Rule | None = None
+        self._options = TwoPassOptions()
         self._may_perturb = False
+        self._has_perturbed = False
         self._stepped_by_rule = False
         self._steps_before = 0
+        self._skipped = 0
         self._at = Progress(step=-1)
         self._rho = 0.0
         self._latest: MicroBatch | None = None
         self._window: list[MicroBatch] = []
+        self._base: dict[Tensor, Tensor] = {}
+        self._aside: dict[Tensor, Tensor] = {}
         self._ahead = ExitStack()
         self._memories = [Memory(trained(optimizer)) for optimizer in trainer.optimizers]
+        self._forget: Callable[[], None] = _nothing
         if state is not None:
             params = dict(module.named_parameters())
-            for memory, saved in zip(self._memories, state["memories"], strict=False):
+            for memory, saved in zip(self._memories, state.get("memories", []), strict=False):
                 memory.load_state_dict(saved, params)
+            self._skipped = state.get("skipped_steps", 0)
         if module.automatic_optimization:
             # On the strategy, the one place that every kind of `training_step` is reached through.
             self._strategy.training_step = self.training_step  # type: ignore[method-assign]
@@ -88,20 +99,33 @@ class TwoPass:
         vars(self._strategy).pop("training_step", None)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rule carries from step to step, by parameter names; empty for rules that carry nothing."""
-        if not any(self._memories):
-            return {}
-        names = {param: name for name, param in self._module.named_parameters()}
-        return {"memories": [memory.state_dict(names) for memory in self._memories]}
+        """What the next step needs to know of the former ones, with parameters by their names.
 
-    def log_rho(self) -> None:
-        """Log ``sam/rho`` if it changes as training goes on."""
+        Empty for plain training, of which a rule with a radius of 0 is a kind.
+        """
+        rule: Rule | None = self._module.sam
+        state: dict[str, Any] = {} if rule is None or rule.rho == 0 else {"rule": repr(rule)}
+        if any(self._memories):
+            names = {param: name for name, param in self._module.named_parameters()}
+            state["memories"] = [memory.state_dict(names) for memory in self._memories]
+        if self._skipped:
+            state["skipped_steps"] = self._skipped
+        return state
+
+    def log(self) -> None:
+        """Log ``sam/rho`` if it changes as training goes on, and ``sam/skipped_steps`` if steps may be skipped."""
+        if self._rule is None:
+            return
+        values: dict[str, float] = {}
+        if isinstance(self._rule.rho, Schedule):
+            values["sam/rho"] = self._rho
+        if self._options.nonfinite == "skip":
+            values["sam/skipped_steps"] = float(self._skipped)
         trainer = self._trainer
-        if self._rule is not None and isinstance(self._rule.rho, Schedule):
-            trainer.callback_metrics["sam/rho"] = torch.tensor(self._rho)
-            if trainer._logger_connector.should_update_logs:
-                for logger in trainer.loggers:
-                    logger.log_metrics({"sam/rho": self._rho}, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        if values and trainer._logger_connector.should_update_logs:
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def count_from_here(self) -> None:
         """Training begins, or goes on from a checkpoint file."""
@@ -129,8 +153,7 @@ class TwoPass:
         loop = self._trainer.fit_loop
         # A run that resumes inside a window begins there.
         if self._at.step < 0 or loop.epoch_loop.batch_idx % self._trainer.accumulate_grad_batches == 0:
-            self._window.clear()
-            self._begin(self._trainer.global_step, self._trainer.optimizers[0])
+            self._begin(self._trainer.global_step, 0)
         if not self._may_perturb or loop._skip_backward:
             self._latest = None
             return self._plain_training_step(*args)
@@ -138,9 +161,16 @@ class TwoPass:
         assert self._rule is not None
         if self._rule.ahead:
             self._ahead.enter_context(self._perturbed_ahead(self._trainer.optimizers[0], self._rule))
+            apart = False
         else:
-            self._latest = MicroBatch(copy_of(args), self._snapshot())
-        output = self._plain_training_step(*args)
+            ddp = replicated(self._trainer)
+            synced = ddp is not None and ddp.require_forward_param_sync
+            self._latest = MicroBatch(copy_of(args), self._snapshot(), synced)
+            if self._by_micro_batch and self._has_perturbed:
+                self._aside = self._take_grads(trained(self._trainer.optimizers[0]))
+            apart = self._apart
+        with unsynchronized(self._strategy) if apart else nullcontext():
+            output = self._plain_training_step(*args)
         if output is None:
             # No backward comes for this micro-batch. The step is still taken with what the others have gathered.
             self._latest = None
@@ -148,14 +178,19 @@ class TwoPass:
         return output
 
     def after_pass_one(self) -> None:
-        """To be called after pass one's backward. Takes pass two if the optimizer steps now."""
+        """To be called after pass one's backward. Takes pass two if it is due, and finishes the step if that is."""
         self._ahead.close()
         if self._latest is not None:
             self._window.append(self._latest)
             self._latest = None
-        if self._rule is not None and not self._trainer.fit_loop._should_accumulate():
-            self._finish(0, self._trainer.optimizers[0], self._rule, self._replay_window)
-            self._window.clear()
+        if self._rule is not None:
+            due = not self._trainer.fit_loop._should_accumulate()
+            if self._window and (due or self._by_micro_batch):
+                self._look(0, self._rule, self._replay_window, due)
+                self._window.clear()
+            self._take_up()
+            if due:
+                self._finish(0, self._rule)
         self.sam_pass = 0
 
     def manual_step(self, loss_fn: Callable[[], Tensor], optimizer: Optimizer | LightningOptimizer) -> Tensor:
@@ -164,7 +199,7 @@ class TwoPass:
         refuse_optimizer(plain, self._module)
         index = next(index for index, each in enumerate(self._trainer.optimizers) if each is plain)
         self._stepped_by_rule = True
-        self._begin(self._trainer.fit_loop.epoch_loop.total_batch_idx, plain)
+        self._begin(self._trainer.fit_loop.epoch_loop.total_batch_idx, index)
         rule = self._rule
         two_passes = rule is not None and self._may_perturb and not rule.ahead
         before = self._snapshot() if two_passes else None
@@ -174,7 +209,7 @@ class TwoPass:
             self._module.manual_backward(loss)
             return loss.detach()
 
-        def replay() -> None:
+        def replay(last: bool) -> None:
             assert before is not None
             before.restore()
             forward_backward()
@@ -183,29 +218,56 @@ class TwoPass:
         self.sam_pass = 1 if self._may_perturb else 0
         ahead = rule is not None and rule.ahead and self._may_perturb
         try:
-            with self._perturbed_ahead(plain, rule) if ahead and rule is not None else nullcontext():
+            with (
+                self._perturbed_ahead(plain, rule) if ahead and rule is not None else nullcontext(),
+                unsynchronized(self._strategy) if two_passes and self._apart else nullcontext(),
+            ):
                 loss = forward_backward()
             if rule is not None:
-                self._finish(index, plain, rule, replay)
+                if two_passes:
+                    self._look(index, rule, replay)
+                self._finish(index, rule)
         finally:
             self.sam_pass = 0
         optimizer.step()
         return loss
 
-    def _begin(self, step: int, optimizer: Optimizer) -> None:
+    def _begin(self, step: int, index: int) -> None:
         """A step begins: which rule it follows, and whether it may perturb."""
+        name = type(self._module).__name__
         rule = self._rule = self._module.sam
+        self._options = self._module.two_pass
         self.sam_pass = 0
-        self._may_perturb = False
-        refuse_rule(rule, type(self._module).__name__)
+        self._may_perturb = self._has_perturbed = False
+        self._window.clear()
+        self._base = {}
+        self._aside = {}
+        self._forget = _nothing
+        refuse_rule(rule, name)
         self._at = Progress(step)
         if rule is not None:
             if not self._checked:
                 self._refuse()
                 self._checked = True
+            refuse_options(self._options, rule, name)
+            optimizer = self._trainer.optimizers[index]
             self._at = Progress(step, self._trainer.current_epoch, self._total(), lr_ratio(optimizer))
             self._rho = value(rule.rho, self._at)
             self._may_perturb = rule.timing.active(self._at)
+            if self._options.nonfinite == "skip" and rule.stateful:
+                self._forget = self._memories[index].copy()
+
+    @property
+    def _by_micro_batch(self) -> bool:
+        """Whether each micro-batch of a window is perturbed by itself."""
+        several = self._module.automatic_optimization and self._trainer.accumulate_grad_batches > 1
+        return several and self._may_perturb and self._options.accumulate == "micro_batch"
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the gradients of pass one stay on their process."""
+        local = self._options.ascent == "local" or self._by_micro_batch
+        return local and replicated(self._trainer) is not None
 
     def _total(self) -> int | None:
         """Steps of the whole training, if that can be known."""
@@ -220,22 +282,21 @@ class TwoPass:
         stepped = [param for optimizer in self._trainer.optimizers for param in trained(optimizer)]
         return Snapshot(self._module, stepped, self._module.device)
 
-    def _replay_window(self) -> None:
-        last = len(self._window) - 1
+    def _replay_window(self, last: bool) -> None:
+        """Repeat the forwards and backwards of pass one; the last of them synchronizes the gradients if ``last``."""
+        ddp = replicated(self._trainer)
         for index, micro_batch in enumerate(self._window):
             micro_batch.before.restore()
-            with nullcontext() if index == last else self._unsynchronized():
+            if ddp is not None:
+                ddp.require_forward_param_sync = micro_batch.buffers_synced
+            synchronize = last and index == len(self._window) - 1
+            with nullcontext() if synchronize else unsynchronized(self._strategy):
                 output = self._plain_training_step(*micro_batch.args)
                 loss = output["loss"] if isinstance(output, dict) else output
                 loss = checked_loss(loss, f"Pass two of {type(self._module).__name__}.training_step")
                 loss = loss / self._trainer.accumulate_grad_batches
                 scale = loss_scale(self._trainer, loss.device)
                 self._module.backward(loss if scale is None else loss * scale)
-
-    def _unsynchronized(self) -> AbstractContextManager[None]:
-        if isinstance(self._strategy, ParallelStrategy):
-            return self._strategy.block_backward_sync()
-        return nullcontext()
 
     def _perturbed_ahead(self, optimizer: Optimizer, rule: Rule) -> AbstractContextManager[None]:
         """The weights at w + e, by the optimizer's momentum."""
@@ -246,74 +307,110 @@ class TwoPass:
             params, [m for m in momenta.values() if m is not None], [radii[param] for param in params], self._at
         )
 
-    def _finish(self, index: int, optimizer: Optimizer, rule: Rule, replay: Callable[[], None]) -> None:
-        """From g in ``.grad`` to d in ``.grad``.
+    def _look(self, index: int, rule: Rule, replay: Callable[[bool], None], last: bool = True) -> None:
+        """From g in ``.grad`` to s in ``.grad``, if the step perturbs; everything else stays as pass one left it.
 
         Args:
-            index: of the optimizer.
-            optimizer: whose parameters are perturbed.
+            index: of the optimizer whose parameters are perturbed.
             rule: the rule.
-            replay: repeats the forwards and backwards of pass one.
+            replay: repeats the forwards and backwards of pass one; told whether they are the last of the step.
+            last: whether they are.
         """
-        if rule.ahead:
-            return
-        params = [param for param in trained(optimizer) if param.grad is not None]
-        memory = self._memories[index].of(params)
-        unscaled = self._unscaled(rule, [param.grad for param in params if param.grad is not None])
-        if params and self._may_perturb and rule.timing.confirmed(unscaled, self._at, memory):
-            self._take_pass_two(params, unscaled, optimizer, rule, memory, replay)
-        else:
-            rule.between_([param.grad for param in params if param.grad is not None], memory)
-
-    def _take_pass_two(
-        self,
-        params: list[Tensor],
-        unscaled: list[Tensor],
-        optimizer: Optimizer,
-        rule: Rule,
-        memory: Memory,
-        replay: Callable[[], None],
-    ) -> None:
-        """Perturb, replay, restore and combine; everything else stays as pass one left it."""
-        observers: list[Any] = [each for each in callbacks_of(self._trainer) if _observes(each, self._trainer)]
-        keep = rule.combination.needs_grads or bool(observers)
+        optimizer = self._trainer.optimizers[index]
         radii = radii_of(optimizer, self._rho)
+        if self._apart:
+            self._agree_on_grads(list(radii))
+        params = [param for param in radii if param.grad is not None]
+        memory = self._memories[index].of(params)
+        along = self._unscaled(rule, grads_of(params))
+        if not (params and rule.timing.confirmed(along, self._at, memory)):
+            return
+        self._has_perturbed = True
+        keep = rule.combination.needs_grads or bool(self._observers())
         after = self._snapshot()
         grads = self._take_grads([*self._module.parameters(), *params])
         foreign = {param: grad for param, grad in grads.items() if param not in radii}
-        perturbed = rule.perturbed(params, unscaled, [radii[param] for param in params], self._at, memory)
+        perturbed = rule.perturbed(params, along, [radii[param] for param in params], self._at, memory)
         self.sam_pass = 2
         try:
             with muted_loggers(self._trainer), perturbed:
-                # e is made: what is not needed after pass two makes room for it. The callers hold the same lists.
-                unscaled.clear()
-                if not keep:
-                    grads.clear()
-                replay()
+                # e is made: what is not needed after pass two makes room for it.
+                along.clear()
+                if keep:
+                    self._add_to_base({param: grads[param] for param in params})
+                grads.clear()
+                reduced = self._base_reduction() if last else None
+                self._take_up()
+                replay(last)
         finally:
             self.sam_pass = 1
             after.restore()
             for other in self._module.parameters():
                 if other not in radii:
                     other.grad = foreign.get(other)
-        for param in params:
-            if param.grad is None:  # Not reached at w + e: its gradient there is zero, while the optimizer steps it.
-                param.grad = torch.zeros_like(param)
-        if keep:
-            reached = [param for param in radii if param.grad is not None]
-            base = [grads[param] if param in grads else torch.zeros_like(param) for param in reached]
-            step = [param.grad for param in reached if param.grad is not None]
+        if reduced is not None:
+            self._base = dict(zip(self._base, reduced(), strict=True))
+        if not self._apart:
+            for param in params:
+                if (
+                    param.grad is None
+                ):  # Not reached at w + e: its gradient there is zero, while the optimizer steps it.
+                    param.grad = torch.zeros_like(param)
+
+    def _finish(self, index: int, rule: Rule) -> None:
+        """From s in ``.grad``, or from g on a step that has not perturbed, to d in ``.grad``."""
+        params = [param for param in trained(self._trainer.optimizers[index]) if param.grad is not None]
+        memory = self._memories[index].of(params)
+        step = grads_of(params)
+        base: list[Tensor] = []
+        if not self._has_perturbed and not rule.ahead:
+            rule.between_(step, memory)
+        elif self._base:
+            base = [self._base[param] if param in self._base else torch.zeros_like(param) for param in params]
+            observers = self._observers()
             if observers:
-                found = TwoGradients(reached, base, step, loss_scale(self._trainer, self._module.device))
+                found = TwoGradients(params, base, step, loss_scale(self._trainer, self._module.device))
                 for observer in observers:
                     observer.on_two_pass_gradients(self._trainer, self._module, found)
-            rule.combine_(base, step, self._at, memory.of(reached))
+            rule.combine_(base, step, self._at, memory)
+        self._base = {}
+        if self._options.nonfinite == "skip" and loss_scale(self._trainer, self._module.device) is None:
+            self._skip_unless_finite([*base, *step], params)
+
+    def _skip_unless_finite(self, tensors: list[Tensor], params: list[Tensor]) -> None:
+        """Without gradients no optimizer changes anything; the step still counts as one."""
+        bad: Tensor = self._strategy.reduce((~all_finite(tensors)).float(), reduce_op="sum")
+        if bad.item():
+            self._put_back(dict.fromkeys(params))
+            self._forget()
+            self._skipped += 1
+
+    def _agree_on_grads(self, params: list[Tensor]) -> None:
+        """Give every process the same gradients to speak of, and the same ones altogether if the ascent is global."""
+        for param in params:
+            if param.grad is None:
+                param.grad = torch.zeros_like(param)
+        if self._options.ascent == "global":
+            self._put_back(dict(zip(params, mean_begun(grads_of(params))(), strict=True)))
+
+    def _add_to_base(self, grads: dict[Tensor, Tensor]) -> None:
+        """Add a micro-batch's g to that of the step."""
+        for param, grad in grads.items():
+            self._base[param] = self._base[param].add_(grad) if param in self._base else grad
+
+    def _base_reduction(self) -> Callable[[], list[Tensor]] | None:
+        """Begin to average g over the processes while pass two computes, if it has not been done yet."""
+        if self._base and self._apart and self._options.ascent == "local":
+            reduced = mean_begun(list(self._base.values()))
+            self._base = dict.fromkeys(self._base, torch.empty(0))
+            return reduced
+        return None
 
     def _take_grads(self, params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
         """Take the gradients out of ``.grad``."""
-        wrapped = self._strategy.model
+        ddp = replicated(self._trainer)
         # Views of DDP's buckets are overwritten by the next backward.
-        in_buckets = isinstance(wrapped, DistributedDataParallel) and wrapped.gradient_as_bucket_view
+        in_buckets = ddp is not None and ddp.gradient_as_bucket_view
         grads: dict[Tensor, Tensor] = {}
         for param in params:
             if param.grad is not None:
@@ -321,12 +418,36 @@ class TwoPass:
                 param.grad = None
         return grads
 
+    def _put_back(self, grads: Mapping[Tensor, Tensor | None]) -> None:
+        """Put gradients into ``.grad``."""
+        for param, grad in grads.items():
+            param.grad = grad
+
+    def _take_up(self) -> None:
+        """Put the gradients of former micro-batches back, for this one's to be added."""
+        self._put_back(self._aside)
+        self._aside = {}
+
     def _unscaled(self, rule: Rule, grads: list[Tensor]) -> list[Tensor]:
-        """g without the loss scale, for rules to which its size matters. Never by the scaler, which unscales once."""
+        """g of the loss itself, for rules to which its size matters. Never by the scaler, which unscales once."""
         scale = loss_scale(self._trainer, self._module.device)
-        if scale is None or rule.scale_free:
+        parts = self._trainer.accumulate_grad_batches if self._by_micro_batch else 1
+        if rule.scale_free or (scale is None and parts == 1):
             return grads
-        return list(torch._foreach_mul(grads, scale.reciprocal()))
+        return list(torch._foreach_mul(grads, parts if scale is None else parts / scale))
+
+    def _observers(self) -> list[Any]:
+        """The callbacks that want this step's gradients."""
+        return [each for each in callbacks_of(self._trainer) if _observes(each, self._trainer)]
+
+
+def _nothing() -> None:
+    pass
+
+
+def grads_of(params: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients of parameters that have one."""
+    return [param.grad for param in params if param.grad is not None]
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[Callback]:

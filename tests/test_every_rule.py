@@ -85,9 +85,12 @@ def test_a_rule_that_forgets_would_be_noticed(rule: Rule, tmp_path: Path) -> Non
     assert differences(train(rule, 1, str(tmp_path), True), one) != []
 
 
-def test_a_rule_that_remembers_nothing_leaves_the_file_alone(tmp_path: Path) -> None:
-    train(SAME(1, rho=0.3), 1, str(tmp_path))
-    assert "lightning_same" not in torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)
+def test_a_rule_that_remembers_nothing_leaves_its_name_in_the_file(tmp_path: Path) -> None:
+    train(SAME(1, rho=0.3), 1, str(tmp_path / "same"))
+    file = torch.load(tmp_path / "same" / "epoch=1.ckpt", weights_only=True)
+    assert file["lightning_same"] == {"rule": repr(SAME(1, rho=0.3))}
+    train(SAME(1, rho=0.0), 1, str(tmp_path / "plain"))
+    assert "lightning_same" not in torch.load(tmp_path / "plain" / "epoch=1.ckpt", weights_only=True)
 
 
 def test_plain_and_sam_resume_from_each_other(tmp_path: Path) -> None:

@@ -43,20 +43,26 @@ LAYERS = {
     "replay": Layer(set(), LIGHTNING | {"numpy", "torchmetrics"}),
     "gradients": Layer(set(), LIGHTNING),
     "silence": Layer(set(), LIGHTNING),
-    "refusals": Layer({"parts", "rule"}, LIGHTNING),
+    "options": Layer({"parts"}, ARITHMETIC),
+    "processes": Layer(set(), LIGHTNING),
+    "refusals": Layer({"options", "parts", "processes", "rule"}, LIGHTNING),
     "two_pass": Layer(
-        {"gradients", "memory", "optimizers", "refusals", "replay", "rule", "silence", "timing"}, LIGHTNING
+        {"foreach", "gradients", "memory", "optimizers", "options", "processes"}
+        | {"refusals", "replay", "rule", "silence", "timing"},
+        LIGHTNING,
     ),
-    "mixin": Layer({"refusals", "rule", "two_pass"}, LIGHTNING),
-    "mixing": Layer({"mixin", "refusals", "rule"}, LIGHTNING),
+    "mixin": Layer({"options", "refusals", "rule", "two_pass"}, LIGHTNING),
+    "mixing": Layer({"mixin", "options", "refusals", "rule"}, LIGHTNING),
     "probe": Layer({"gradients", "refusals", "replay", "rules", "silence"}, LIGHTNING),
     "callbacks": Layer({"checkpoints", "gradients", "parts", "probe", "rule"}, LIGHTNING),
     "__init__": Layer(
-        {"callbacks", "checkpoints", "memory", "mixin", "mixing", "rule", "rules", "timing"},
+        {"callbacks", "checkpoints", "memory", "mixin", "mixing", "options", "rule", "rules", "timing"},
         set(),
     ),
     # The command line.
-    "cli": Layer({"combinations", "mixing", "perturbations", "rule", "rules", "timing"}, LIGHTNING | {"jsonargparse"}),
+    "cli": Layer(
+        {"combinations", "mixing", "options", "perturbations", "rule", "rules", "timing"}, LIGHTNING | {"jsonargparse"}
+    ),
     "__main__": Layer({"cli"}, set()),
 }
 
