@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_same.foreach import joined, pieces
+from lightning_same.sharding import sum_over_shards
 
 CKPTS = (1, 2, 3, 4)
 
@@ -84,11 +85,18 @@ def checkpoint_fractions(grads: Sequence[Tensor], perturbed_grads: Sequence[Tens
     if total == 0:
         raise ValueError("`grads` holds no element, so there is nothing to take fractions of.")
     device = grads[0].device
-    counts = torch.zeros(4, dtype=torch.int64, device=device)
-    for some_grads, some_perturbed in pieces(grads, perturbed_grads):
-        masks = split(joined(some_grads), joined(some_perturbed))
-        counts += torch.stack([torch.count_nonzero(mask) for mask in masks]).to(device)
+    counts = sum_over_shards(_counts, grads, perturbed_grads)
     counts = torch.cat([counts, total - counts.sum(dim=0, keepdim=True)])
     # Apple's MPS has no float64.
     shares = counts.to(torch.float32 if device.type == "mps" else torch.float64) / total
     return CheckpointFractions._make(shares.unbind())
+
+
+def _counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
+    """How many elements each checkpoint has."""
+    device = grads[0].device
+    counts = torch.zeros(4, dtype=torch.int64, device=device)
+    for some_grads, some_perturbed in pieces(grads, perturbed_grads):
+        masks = split(joined(some_grads), joined(some_perturbed))
+        counts += torch.stack([torch.count_nonzero(mask) for mask in masks]).to(device)
+    return counts

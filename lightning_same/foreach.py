@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_same.sharding import any_sharded, local, sum_over_shards
+
 PIECE = 1 << 17
 """Elements per piece on the CPU. g, s and the temporaries of one piece fit a core's L2 cache, so a formula of ten
 operations reads and writes main memory once instead of ten times."""
@@ -18,13 +20,19 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm over all elements of all tensors, on the device, in at least float32.
 
     Args:
-        tensors: any shapes; an empty list has norm 0.
+        tensors: any shapes; an empty list has norm 0. Sharded ones count as a whole.
 
     Returns:
         A scalar tensor.
     """
     if not tensors:
         return torch.zeros(())
+    if any_sharded(tensors):
+        return sum_over_shards(lambda shards: _norm(shards).square(), tensors).sqrt()
+    return _norm(tensors)
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
     dtype = torch.float32
     for each in {tensor.dtype for tensor in tensors}:
         dtype = torch.promote_types(dtype, each)
@@ -36,15 +44,21 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether no element is inf or NaN: a scalar tensor, on the device."""
-    if not tensors:
+    """Whether no element is inf or NaN, a scalar tensor on the device; of sharded tensors, this process's elements."""
+    # An empty shard has no largest element.
+    shards = [shard for shard in map(local, tensors) if shard.numel()]
+    if not shards:
         return torch.tensor(True)
-    largest = [norm.to(tensors[0].device) for norm in torch._foreach_norm(list(tensors), float("inf"))]
+    largest = [norm.to(shards[0].device) for norm in torch._foreach_norm(shards, float("inf"))]
     return torch.stack(largest).isfinite().all()
 
 
 def global_dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """The dot product over all elements of two aligned lists, on the device, in at least float32."""
+    return sum_over_shards(_dot, first, second) if any_sharded(first) else _dot(first, second)
+
+
+def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     dtype = torch.promote_types(torch.float32, first[0].dtype)
     dots = [
         torch.linalg.vecdot(a.reshape(-1).to(dtype), b.reshape(-1).to(dtype)).to(first[0].device)
@@ -73,7 +87,7 @@ def pieces(
     """
     waiting: dict[tuple[torch.device, torch.dtype, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
     filled: Counter[tuple[torch.device, torch.dtype, torch.dtype]] = Counter()
-    for a, b in zip(first, second, strict=True):
+    for a, b in zip(map(local, first), map(local, second), strict=True):
         if not (a.is_contiguous() and b.is_contiguous()):
             yield (a,), (b,)
             continue

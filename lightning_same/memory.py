@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_same.foreach import global_norm
+from lightning_same.sharding import spread_like, whole_of
 
 
 class Memory:
@@ -93,7 +94,7 @@ class Memory:
             names: of the parameters. Tensors of other parameters are left out.
         """
         tensors = {
-            name: {names[param]: value for param, value in known.items() if param in names}
+            name: {names[param]: whole_of(value) for param, value in known.items() if param in names}
             for name, known in self._tensors.items()
         }
         return {"numbers": dict(self.numbers), "tensors": tensors}
@@ -107,9 +108,7 @@ class Memory:
         """
         self.numbers = dict(state["numbers"])
         self._tensors = {
-            name: {
-                params[key]: value.to(params[key].device, copy=True) for key, value in known.items() if key in params
-            }
+            name: {params[key]: spread_like(value, params[key]) for key, value in known.items() if key in params}
             for name, known in state["tensors"].items()
         }
 

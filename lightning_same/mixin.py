@@ -138,18 +138,24 @@ class Conductor(Callback):
         """What the last fit has left to say in files that are written after it."""
 
     @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._loaded, self._left = None, {}
+
+    @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loaded, self._loaded, self._left = self._loaded, None, {}
         refuse_inner(pl_module, SAMMixin)
         if isinstance(pl_module, SAMMixin):
             refuse(pl_module, trainer, SAMMixin)
-            if loaded is not None:
-                _tell_of_another_rule(loaded.get("rule"), pl_module.sam)
-            pl_module._two_pass = TwoPass(pl_module, trainer, partial(refuse, pl_module, trainer, SAMMixin), loaded)
+            pl_module._two_pass = TwoPass(pl_module, trainer, partial(refuse, pl_module, trainer, SAMMixin))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(pl_module, SAMMixin) and pl_module._two_pass is not None:
+            # Here, for strategies that shard parameters read the file after `on_fit_start`.
+            if self._loaded is not None:
+                _tell_of_another_rule(self._loaded.get("rule"), pl_module.sam)
+                pl_module._two_pass.load_state_dict(self._loaded)
             pl_module._two_pass.count_from_here()
 
     @override

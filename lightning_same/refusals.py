@@ -37,7 +37,7 @@ def refuse(module: pl.LightningModule, trainer: pl.Trainer, mixin: type) -> None
         return
     options: Any = module.two_pass
     refuse_options(options, rule, name)
-    _refuse_strategy(trainer, name)
+    _refuse_strategy(trainer, options, name)
     _refuse_static_graph(trainer, options, name)
     if any(isinstance(each, nn.Embedding | nn.EmbeddingBag) and each.sparse for each in module.modules()):
         raise RuntimeError(f"{name}: sparse gradients cannot be split. Make the embedding with sparse=False.")
@@ -184,17 +184,22 @@ def checked_loss(loss: Any, source: str) -> Tensor:
     return loss
 
 
-def _refuse_strategy(trainer: pl.Trainer, name: str) -> None:
+def _refuse_strategy(trainer: pl.Trainer, options: TwoPassOptions, name: str) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, DeepSpeedStrategy):
         raise RuntimeError(
             f"{name}: DeepSpeed never calls the module's `backward`, where the second pass runs. Use"
             ' strategy="ddp", or set `sam = None`.'
         )
-    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+    if isinstance(strategy, FSDPStrategy):
         raise RuntimeError(
-            f"{name}: {type(strategy).__name__} shards the parameters, and norms over shards are not supported yet. Use"
-            ' strategy="ddp", or set `sam = None`.'
+            f"{name}: FSDPStrategy flattens the parameters of a layer into one, which cannot be told apart again. Use"
+            " ModelParallelStrategy, which shards each by itself (FSDP2), or set `sam = None`."
+        )
+    if isinstance(strategy, ModelParallelStrategy) and options.ascent == "local":
+        raise RuntimeError(
+            f'{name}: ModelParallelStrategy leaves no process a gradient of its own, so ascent="local" has'
+            ' no meaning. Use ascent="global", or strategy="ddp".'
         )
 
 

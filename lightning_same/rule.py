@@ -12,6 +12,7 @@ from lightning_same.combinations import Combination, Perturbed
 from lightning_same.memory import Memory
 from lightning_same.parts import Part, number
 from lightning_same.perturbations import Normalized, Perturbation
+from lightning_same.sharding import local
 from lightning_same.timing import EveryStep, Progress, Schedule, Timing, value
 
 
@@ -118,7 +119,7 @@ class Rule(Part):
             at: how far training has come, for a radius that changes. Default: its beginning.
             memory: what the rule carries from step to step, for rules with a moving average.
         """
-        moving = [param.detach() for param in compress(params, self.radii(len(params), rho, at))]
+        moving = [local(param.detach()) for param in compress(params, self.radii(len(params), rho, at))]
         saved = [param.clone() for param in moving]
         try:
             self.perturb_(params, grads, rho, at, memory)

@@ -52,15 +52,12 @@ class TwoPass:
         module: the mixed module, whose attribute ``sam`` is the rule.
         trainer: its Trainer.
         refuse: checks the module and its Trainer, which has been done if it has a rule now; called if one comes later.
-        state: what `state_dict` returned when the checkpoint file was written that training resumes from.
 
     Attributes:
         sam_pass: 1 in pass one, 2 in pass two, 0 outside of steps that take two.
     """
 
-    def __init__(
-        self, module: Any, trainer: pl.Trainer, refuse: Callable[[], None], state: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, module: Any, trainer: pl.Trainer, refuse: Callable[[], None]) -> None:
         self.sam_pass = 0
         self._refuse = refuse
         self._checked = module.sam is not None
@@ -84,11 +81,6 @@ class TwoPass:
         self._ahead = ExitStack()
         self._memories = [Memory(trained(optimizer)) for optimizer in trainer.optimizers]
         self._forget: Callable[[], None] = _nothing
-        if state is not None:
-            params = dict(module.named_parameters())
-            for memory, saved in zip(self._memories, state.get("memories", []), strict=False):
-                memory.load_state_dict(saved, params)
-            self._skipped = state.get("skipped_steps", 0)
         if module.automatic_optimization:
             # On the strategy, the one place that every kind of `training_step` is reached through.
             self._strategy.training_step = self.training_step  # type: ignore[method-assign]
@@ -103,14 +95,21 @@ class TwoPass:
 
         Empty for plain training, of which a rule with a radius of 0 is a kind.
         """
-        rule: Rule | None = self._module.sam
-        state: dict[str, Any] = {} if rule is None or rule.rho == 0 else {"rule": repr(rule)}
+        rule = self._module.sam
+        state: dict[str, Any] = {"rule": repr(rule)} if isinstance(rule, Rule) and rule.rho != 0 else {}
         if any(self._memories):
             names = {param: name for name, param in self._module.named_parameters()}
             state["memories"] = [memory.state_dict(names) for memory in self._memories]
         if self._skipped:
             state["skipped_steps"] = self._skipped
         return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        params = dict(self._module.named_parameters())
+        for memory, saved in zip(self._memories, state.get("memories", []), strict=False):
+            memory.load_state_dict(saved, params)
+        self._skipped = state.get("skipped_steps", 0)
 
     def log(self) -> None:
         """Log ``sam/rho`` if it changes as training goes on, and ``sam/skipped_steps`` if steps may be skipped."""

@@ -30,13 +30,14 @@ class Layer(NamedTuple):
 LAYERS = {
     # Torch only.
     "parts": Layer(set(), ARITHMETIC),
-    "foreach": Layer(set(), ARITHMETIC),
-    "memory": Layer({"foreach"}, ARITHMETIC),
-    "checkpoints": Layer({"foreach"}, ARITHMETIC),
+    "sharding": Layer(set(), ARITHMETIC),
+    "foreach": Layer({"sharding"}, ARITHMETIC),
+    "memory": Layer({"foreach", "sharding"}, ARITHMETIC),
+    "checkpoints": Layer({"foreach", "sharding"}, ARITHMETIC),
     "timing": Layer({"foreach", "memory", "parts"}, ARITHMETIC),
     "perturbations": Layer({"foreach", "memory", "parts"}, ARITHMETIC),
     "combinations": Layer({"checkpoints", "foreach", "memory", "parts", "timing"}, ARITHMETIC),
-    "rule": Layer({"combinations", "memory", "parts", "perturbations", "timing"}, ARITHMETIC),
+    "rule": Layer({"combinations", "memory", "parts", "perturbations", "sharding", "timing"}, ARITHMETIC),
     "rules": Layer({"combinations", "parts", "perturbations", "rule", "timing"}, ARITHMETIC),
     # Lightning. `two_pass` and `callbacks` stand side by side.
     "optimizers": Layer(set(), ARITHMETIC),

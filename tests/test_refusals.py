@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from nets import Plain, TwoOptimizers, build, fit, trainer
 from torch import Tensor, nn
 
@@ -125,8 +125,7 @@ def test_a_backward_set_on_the_instance_is_refused() -> None:
     ("strategy", "message"),
     [
         (DeepSpeedStrategy, r"DeepSpeed never calls the module's `backward`.*strategy=\"ddp\""),
-        (FSDPStrategy, r"FSDPStrategy shards the parameters.*strategy=\"ddp\""),
-        (ModelParallelStrategy, r"ModelParallelStrategy shards the parameters"),
+        (FSDPStrategy, r"FSDPStrategy flattens the parameters.*Use ModelParallelStrategy"),
     ],
 )
 def test_strategies_that_cannot_work_are_refused(strategy: Any, message: str) -> None:

@@ -1,0 +1,149 @@
+"""FSDP2 through Lightning's ModelParallelStrategy: every shard is on one process, every norm is over them all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+from nets import Plain, build, differences, fit, seed_all, trainer
+from ranks import Ranks
+from test_every_rule import RULES
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+
+from lightning_same import SAM, SAME, LookSAM, Rule, VaSSO, checkpoint_fractions, with_sam
+from lightning_same.gradients import TwoGradients
+
+
+class Sharded(Plain):
+    """The last layer has 3 rows: on 2 ranks the shards are ragged, on 4 one is empty."""
+
+    def configure_model(self) -> None:
+        if self.device_mesh is None:
+            return
+        mesh = self.device_mesh["data_parallel"]
+        fully_shard(self.layers[0], mesh=mesh)
+        fully_shard(self.layers, mesh=mesh)
+
+
+class Fractions(Callback):
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def on_two_pass_gradients(self, _: Any, module: Any, gradients: TwoGradients) -> None:
+        found = checkpoint_fractions(gradients.grads, gradients.perturbed_grads)
+        self.seen.append([value.item() for value in found])
+
+
+def strategy() -> dict[str, Any]:
+    size = torch.distributed.get_world_size()
+    sharded = ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=1, process_group_backend="gloo")
+    return {"devices": size, "strategy": sharded}
+
+
+def whole(module: Any) -> list[Tensor]:
+    params = [param.detach() for param in module.parameters()]
+    return [param.full_tensor() if hasattr(param, "full_tensor") else param for param in params]
+
+
+def train(rule: Rule, micro_batches: int = 1, **options: Any) -> Any:
+    seen = Fractions()
+    module = with_sam(build(Sharded), rule, **options)
+    made = fit(
+        module,
+        accumulate_grad_batches=micro_batches,
+        callbacks=[seen],
+        **(strategy() if torch.distributed.is_initialized() else {}),
+    )
+    return whole(module), seen.seen, made.global_step
+
+
+def train_each(micro_batches: int) -> dict[str, Any]:
+    return {name: train(rule, micro_batches) for name, rule in RULES.items()}
+
+
+@pytest.fixture(scope="module")
+def sharded(ranks: dict[int, Ranks]) -> dict[int, list[dict[str, Any]]]:
+    """What each rank of a group has trained, by the size of the group."""
+    return {size: ranks[size].run(train_each, 1) for size in (2, 4)}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", RULES)
+def test_processes_are_one(sharded: dict[int, list[dict[str, Any]]], name: str, size: int) -> None:
+    one = train(RULES[name])
+    for weights, fractions, steps in (each[name] for each in sharded[size]):
+        assert steps == one[2]
+        # An element in ten thousand may be on the other side of a border for its last bit.
+        torch.testing.assert_close(torch.tensor(fractions), torch.tensor(one[1]), rtol=0, atol=0.02)
+        check_close(weights, one[0])
+
+
+def check_close(weights: list[Tensor], expected: list[Tensor]) -> None:
+    for a, b in zip(weights, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def train_otherwise(rule: Rule, micro_batches: int, options: dict[str, Any]) -> Any:
+    return train(rule, micro_batches, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": "micro_batch"}, {"nonfinite": "skip"}], ids=repr)
+def test_accumulation(ranks: dict[int, Ranks], options: dict[str, Any]) -> None:
+    rule = SAME((1, 4), 2.0, 0.3)
+    one = train(rule, 3) if "accumulate" not in options else None
+    results = ranks[2].run(train_otherwise, rule, 3, options)
+    assert differences(results[0], results[1]) == []
+    if one is not None:
+        check_close(results[0][0], one[0])
+
+
+def train_and_resume(rule: Rule, folder: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Four epochs, and the last two of them once more from a checkpoint file."""
+    found = []
+    for resume in (False, True):
+        module = with_sam(build(Sharded), rule)
+        keep = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
+        options = strategy()
+        made = trainer(max_epochs=4, callbacks=[keep], enable_checkpointing=True, **options)
+        seed_all(1)
+        made.fit(module, ckpt_path=f"{folder}/epoch=1.ckpt" if resume else None)
+        found.append(whole(module))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("rule", [VaSSO(0.3), LookSAM(0.3, k=5), SAME(1, 2.0, 0.3)], ids=repr)
+def test_a_rule_remembers_over_a_checkpoint_file(ranks: dict[int, Ranks], rule: Rule, tmp_path: Path) -> None:
+    for straight, resumed in ranks[2].run(train_and_resume, rule, str(tmp_path)):
+        assert differences(straight, resumed) == []
+
+
+class Bad(Sharded):
+    """Not finite on one rank, at one step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if self.global_rank == 1 and self.trainer.global_step == 3 else loss
+
+
+def train_through_nan() -> Any:
+    module = with_sam(build(Bad), SAM(0.3), nonfinite="skip")
+    made = fit(module, **strategy())
+    return made.callback_metrics["sam/skipped_steps"].item(), whole(module)
+
+
+def test_a_bad_step_is_skipped_by_all(ranks: dict[int, Ranks]) -> None:
+    for skipped, weights in ranks[2].run(train_through_nan):
+        assert skipped == 1
+        assert all(weight.isfinite().all() for weight in weights)
+
+
+def train_locally() -> None:
+    with pytest.raises(RuntimeError, match="ModelParallelStrategy leaves no process a gradient of its own"):
+        train(SAM(0.3), ascent="local")
+
+
+def test_there_is_no_local_gradient_to_climb_by(ranks: dict[int, Ranks]) -> None:
+    ranks[2].run(train_locally)
