@@ -1,4 +1,4 @@
-"""Prints the conformance matrix and writes it to docs/conformance.md: ``python docs/conformance.py``.
+"""Writes the conformance matrix to docs/conformance.md: ``python docs/conformance.py``.
 
 Every cell is computed anew, by what tests/conformance.py does: on one process, and on two that talk over gloo.
 """
@@ -15,11 +15,11 @@ from ranks import Ranks  # noqa: E402
 
 HEAD = """# The conformance matrix
 
-Made by `python docs/conformance.py`, on a CPU; `tests/test_conformance.py` holds every cell of it. What the modules, the
-data and the loop by hand are is in `tests/conformance.py`.
+Made by `python docs/conformance.py`, on a CPU; `tests/test_conformance.py` holds every cell of it. What the modules,
+the data and the loop by hand are is in `tests/conformance.py`.
 
-**rho = 0.** Pass two runs, at w itself. Weights, optimizer state, buffers, generators, attributes, metrics, logged rows,
-the order of hooks and the checkpoint file are compared with plain Lightning's: `=` says bit for bit.
+**rho = 0.** Pass two runs, at w itself. Weights, optimizer state, buffers, generators, attributes, metrics, logged
+rows, the order of hooks and the checkpoint file are compared with plain Lightning's: `=` says bit for bit.
 
 **rho > 0.** SAM's weights after three epochs are compared with those of a loop in plain PyTorch: the largest difference
 of any weight. On two processes the halves of a batch are rounded by themselves, in bfloat16 and float16 visibly; they
@@ -64,9 +64,7 @@ def main() -> None:
         parts.append(table(cases, several) + "\n")
     parts.append("## One feature at a time, rho = 0\n\n| feature | one process | two processes |\n|---|---|---|")
     parts += [f"| `{name}` | {one_features[name]} | {two_features[name]} |" for name in FEATURES]
-    text = "\n".join(parts) + "\n"
-    print(text)
-    (ROOT / "docs" / "conformance.md").write_text(text)
+    (ROOT / "docs" / "conformance.md").write_text("\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds that one function may take on all ranks."""
 
 
