@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from nets import Plain
 
-from lightning_same import SAM, SAME, SANER, SAMMixin
+from lightning_same import SAM, SAME, SANER, SAMMixin, TwoPassOptions
 from lightning_same.cli import CHOICES, SAMCLI, main
 from lightning_same.perturbations import Adaptive
 from lightning_same.timing import Every
@@ -226,6 +226,31 @@ def test_a_value_out_of_range_ends_in_one_line(capsys: pytest.CaptureFixture[str
     line = refused(capsys, f"--model={BORING}", "--sam=SAM", "--sam.rho=-1")
     assert line == "error: --sam: SAM: `rho` must be a finite number >= 0, got -1.0."
     assert "`ckpt` must be one of 1, 2, 3, 4" in refused(capsys, f"--model={BORING}", "--sam=SAME", "--sam.ckpt=7")
+
+
+def test_how_the_two_passes_run() -> None:
+    done = cli("--model", BORING, "--sam", "SAM", "--two_pass.ascent", "local", "--two_pass.nonfinite", "skip")
+    expected = TwoPassOptions(ascent="local", nonfinite="skip")
+    assert done.model.two_pass == expected
+    saved = next(Path().rglob("config.yaml"))
+    again = SAMCLI(args=["fit", "--config", str(saved)])
+    assert again.model.two_pass == expected
+    Path("short.yaml").write_text("two_pass: {accumulate: micro_batch}\n")
+    short = cli("--config", "short.yaml", "--model", "test_cli.Owner")
+    assert short.model.two_pass == TwoPassOptions(accumulate="micro_batch")
+    assert short.model.sam == SAM(0.7)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--sam=SAM", "--two_pass.ascent=lokal"], "--two_pass.ascent must be global or local; got 'lokal'. Did you"),
+        (["--sam=SAM", "--two_pass.assent=local"], "--two_pass: there is no option 'assent'. Did you mean ascent?"),
+        (["--two_pass.ascent=local"], "--two_pass says how a rule's two passes run, and there is none. Give --sam"),
+    ],
+)
+def test_mistaken_options_of_the_two_passes(capsys: pytest.CaptureFixture[str], args: list[str], message: str) -> None:
+    assert message in refused(capsys, "--model", BORING, *args)
 
 
 def test_mistakes_elsewhere_keep_their_own_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
-from nets import differences
+from nets import Plain, build, differences, fit, float64
 from torch import Tensor
+
+from lightning_same import SAME, with_sam
 
 SCRIPT = """
 import os, sys
@@ -57,10 +59,6 @@ def test_two_nodes_of_two_processes_are_one_process(tmp_path: Path) -> None:
 
 
 def one_process() -> list[Tensor]:
-    from nets import Plain, build, fit, float64
-
-    from lightning_same import SAME, with_sam
-
     with float64():
         module = with_sam(build(Plain), SAME(1, 2.0, 0.3))
         fit(module)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conformance import CASES, FEATURES
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS: list[tuple[str, str, str]] = re.findall(
@@ -29,11 +30,11 @@ def _as_a_new_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_readme_has_all_that_is_run_here() -> None:
     assert list(FILES) == ["net.py"]
-    assert (len(SCRIPTS), len(COMMANDS), len(CONFIGS)) == (4, 1, 1)
+    assert (len(SCRIPTS), len(COMMANDS), len(CONFIGS)) == (5, 1, 1)
     assert {mark for mark, *_ in BLOCKS if "command" in mark} == {"quickstart-command", "test-command"}
 
 
-@pytest.mark.parametrize("code", SCRIPTS, ids=["mixin", "by hand", "only look", "plain torch"])
+@pytest.mark.parametrize("code", SCRIPTS, ids=["mixin", "by hand", "only look", "plain torch", "options"])
 def test_scripts_run(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -81,3 +82,18 @@ def test_the_page_on_writing_a_rule_is_true() -> None:
     failures, tests = doctest.testfile(str(README.parent / "docs" / "write_your_own_rule.md"), module_relative=False)
     assert failures == 0
     assert tests > 8
+
+
+def test_the_page_of_guarantees_names_tests_that_are_there() -> None:
+    page = (README.parent / "docs" / "guarantees.md").read_text()
+    named = set(re.findall(r"`(tests/\w+\.py)`", page))
+    assert len(named) > 12
+    assert [name for name in named if not (README.parent / name).exists()] == []
+
+
+def test_the_conformance_matrix_is_whole() -> None:
+    page = (README.parent / "docs" / "conformance.md").read_text()
+    cells = [cell.strip() for line in page.splitlines() if line.startswith("|") for cell in line.split("|")[2:-1]]
+    cells = [cell for cell in cells if cell.startswith("=") or "differ" in cell]
+    assert len(cells) == 2 * len(CASES) + 2 * len(FEATURES)
+    assert all(cell.startswith("=") for cell in cells)
