@@ -1,7 +1,7 @@
 """The two passes of one fit: the only place that runs two backward passes."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from lightning_same.refusals import checked_loss, refuse_optimizer, refuse_optio
 from lightning_same.replay import Snapshot, copy_of
 from lightning_same.rule import Rule
 from lightning_same.silence import muted_loggers
+from lightning_same.store import GradientStore, fill, grads_of, put
 from lightning_same.timing import Progress, Schedule, value
 
 
@@ -76,8 +77,7 @@ class TwoPass:
         self._rho = 0.0
         self._latest: MicroBatch | None = None
         self._window: list[MicroBatch] = []
-        self._base: dict[Tensor, Tensor] = {}
-        self._aside: dict[Tensor, Tensor] = {}
+        self._store = GradientStore(trainer)
         self._ahead = ExitStack()
         self._memories = [Memory(trained(optimizer)) for optimizer in trainer.optimizers]
         self._forget: Callable[[], None] = _nothing
@@ -166,7 +166,7 @@ class TwoPass:
             synced = ddp is not None and ddp.require_forward_param_sync
             self._latest = MicroBatch(copy_of(args), self._snapshot(), synced)
             if self._by_micro_batch and self._has_perturbed:
-                self._aside = self._take_grads(trained(self._trainer.optimizers[0]))
+                self._store.set_aside(trained(self._trainer.optimizers[0]))
             apart = self._apart
         with unsynchronized(self._strategy) if apart else nullcontext():
             output = self._plain_training_step(*args)
@@ -187,7 +187,7 @@ class TwoPass:
             if self._window and (due or self._by_micro_batch):
                 self._look(0, self._rule, self._replay_window, due)
                 self._window.clear()
-            self._take_up()
+            self._store.take_up()
             if due:
                 self._finish(0, self._rule)
         self.sam_pass = 0
@@ -239,8 +239,7 @@ class TwoPass:
         self.sam_pass = 0
         self._may_perturb = self._has_perturbed = False
         self._window.clear()
-        self._base = {}
-        self._aside = {}
+        self._store.clear()
         self._forget = _nothing
         refuse_rule(rule, name)
         self._at = Progress(step)
@@ -318,7 +317,10 @@ class TwoPass:
         optimizer = self._trainer.optimizers[index]
         radii = radii_of(optimizer, self._rho)
         if self._apart:
-            self._agree_on_grads(list(radii))
+            # Which parameters have a gradient may differ between the processes.
+            fill(radii)
+            if self._options.ascent == "global":
+                put(dict(zip(radii, mean_begun(grads_of(radii))(), strict=True)))
         params = [param for param in radii if param.grad is not None]
         memory = self._memories[index].of(params)
         along = self._unscaled(rule, grads_of(params))
@@ -327,34 +329,30 @@ class TwoPass:
         self._has_perturbed = True
         keep = rule.combination.needs_grads or bool(self._observers())
         after = self._snapshot()
-        grads = self._take_grads([*self._module.parameters(), *params])
+        grads = self._store.take([*self._module.parameters(), *params])
         foreign = {param: grad for param, grad in grads.items() if param not in radii}
         perturbed = rule.perturbed(params, along, [radii[param] for param in params], self._at, memory)
         self.sam_pass = 2
+        base_arrives = _nothing
         try:
             with muted_loggers(self._trainer), perturbed:
                 # e is made: what is not needed after pass two makes room for it.
                 along.clear()
                 if keep:
-                    self._add_to_base({param: grads[param] for param in params})
+                    self._store.add_to_base({param: grads[param] for param in params})
                 grads.clear()
-                reduced = self._base_reduction() if last else None
-                self._take_up()
+                if last and self._apart and self._options.ascent == "local":
+                    base_arrives = self._store.average_base()
+                self._store.take_up()
                 replay(last)
         finally:
             self.sam_pass = 1
             after.restore()
-            for other in self._module.parameters():
-                if other not in radii:
-                    other.grad = foreign.get(other)
-        if reduced is not None:
-            self._base = dict(zip(self._base, reduced(), strict=True))
+            put({other: foreign.get(other) for other in self._module.parameters() if other not in radii})
+        base_arrives()
         if not self._apart:
-            for param in params:
-                if (
-                    param.grad is None
-                ):  # Not reached at w + e: its gradient there is zero, while the optimizer steps it.
-                    param.grad = torch.zeros_like(param)
+            # Not reached at w + e: the gradient there is zero, while the optimizer steps the parameter.
+            fill(params)
 
     def _finish(self, index: int, rule: Rule) -> None:
         """From s in ``.grad``, or from g on a step that has not perturbed, to d in ``.grad``."""
@@ -364,15 +362,16 @@ class TwoPass:
         base: list[Tensor] = []
         if not self._has_perturbed and not rule.ahead:
             rule.between_(step, memory)
-        elif self._base:
-            base = [self._base[param] if param in self._base else torch.zeros_like(param) for param in params]
+        elif self._store.base:
+            known = self._store.base
+            base = [known[param] if param in known else torch.zeros_like(param) for param in params]
             observers = self._observers()
             if observers:
                 found = TwoGradients(params, base, step, loss_scale(self._trainer, self._module.device))
                 for observer in observers:
                     observer.on_two_pass_gradients(self._trainer, self._module, found)
             rule.combine_(base, step, self._at, memory)
-        self._base = {}
+        self._store.clear()
         if self._options.nonfinite == "skip" and loss_scale(self._trainer, self._module.device) is None:
             self._skip_unless_finite([*base, *step], params)
 
@@ -380,52 +379,9 @@ class TwoPass:
         """Without gradients no optimizer changes anything; the step still counts as one."""
         bad: Tensor = self._strategy.reduce((~all_finite(tensors)).float(), reduce_op="sum")
         if bad.item():
-            self._put_back(dict.fromkeys(params))
+            put(dict.fromkeys(params))
             self._forget()
             self._skipped += 1
-
-    def _agree_on_grads(self, params: list[Tensor]) -> None:
-        """Give every process the same gradients to speak of, and the same ones altogether if the ascent is global."""
-        for param in params:
-            if param.grad is None:
-                param.grad = torch.zeros_like(param)
-        if self._options.ascent == "global":
-            self._put_back(dict(zip(params, mean_begun(grads_of(params))(), strict=True)))
-
-    def _add_to_base(self, grads: dict[Tensor, Tensor]) -> None:
-        """Add a micro-batch's g to that of the step."""
-        for param, grad in grads.items():
-            self._base[param] = self._base[param].add_(grad) if param in self._base else grad
-
-    def _base_reduction(self) -> Callable[[], list[Tensor]] | None:
-        """Begin to average g over the processes while pass two computes, if it has not been done yet."""
-        if self._base and self._apart and self._options.ascent == "local":
-            reduced = mean_begun(list(self._base.values()))
-            self._base = dict.fromkeys(self._base, torch.empty(0))
-            return reduced
-        return None
-
-    def _take_grads(self, params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
-        """Take the gradients out of ``.grad``."""
-        ddp = replicated(self._trainer)
-        # Views of DDP's buckets are overwritten by the next backward.
-        in_buckets = ddp is not None and ddp.gradient_as_bucket_view
-        grads: dict[Tensor, Tensor] = {}
-        for param in params:
-            if param.grad is not None:
-                grads[param] = param.grad.clone() if in_buckets else param.grad
-                param.grad = None
-        return grads
-
-    def _put_back(self, grads: Mapping[Tensor, Tensor | None]) -> None:
-        """Put gradients into ``.grad``."""
-        for param, grad in grads.items():
-            param.grad = grad
-
-    def _take_up(self) -> None:
-        """Put the gradients of former micro-batches back, for this one's to be added."""
-        self._put_back(self._aside)
-        self._aside = {}
 
     def _unscaled(self, rule: Rule, grads: list[Tensor]) -> list[Tensor]:
         """g of the loss itself, for rules to which its size matters. Never by the scaler, which unscales once."""
@@ -442,11 +398,6 @@ class TwoPass:
 
 def _nothing() -> None:
     pass
-
-
-def grads_of(params: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients of parameters that have one."""
-    return [param.grad for param in params if param.grad is not None]
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[Callback]:

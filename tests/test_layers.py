@@ -46,10 +46,11 @@ LAYERS = {
     "silence": Layer(set(), LIGHTNING),
     "options": Layer({"parts"}, ARITHMETIC),
     "processes": Layer(set(), LIGHTNING),
+    "store": Layer({"processes"}, LIGHTNING),
     "refusals": Layer({"options", "parts", "processes", "rule"}, LIGHTNING),
     "two_pass": Layer(
         {"foreach", "gradients", "memory", "optimizers", "options", "processes"}
-        | {"refusals", "replay", "rule", "silence", "timing"},
+        | {"refusals", "replay", "rule", "silence", "store", "timing"},
         LIGHTNING,
     ),
     "mixin": Layer({"options", "refusals", "rule", "two_pass"}, LIGHTNING),

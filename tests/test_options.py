@@ -214,11 +214,25 @@ def test_local_ascent_by_hand_is_that_of_the_automatic_route(ranks: dict[int, Ra
         check(by_hand, hand_loop(rule, 2, 1, "local", "window"))
 
 
+class Centred(Everything):
+    """Its forward reads a buffer in which each rank gathers its own batches, and which DDP broadcasts now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - self.centre
+        if self.training:
+            self.centre = self.centre.lerp(x.mean(dim=0).detach(), 0.5)
+        return super().forward(centred)
+
+
 def observe(rule: Rule | None, micro_batches: int, options: dict[str, Any]) -> dict[str, Any]:
     """Everything that can be observed, with batch statistics, dropout and random state that differ by rank."""
     rank = torch.distributed.get_rank()
     size = torch.distributed.get_world_size()
-    module = build(Everything)
+    module = build(Centred)
     if rule is not None:
         module = with_sam(module, rule, **options)
     module.nested["rank"] = rank
@@ -239,7 +253,7 @@ def observe(rule: Rule | None, micro_batches: int, options: dict[str, Any]) -> d
 def test_rho_zero_is_plain_training_whatever_the_options(
     ranks: dict[int, Ranks], micro_batches: int, ascent: str, accumulate: str
 ) -> None:
-    """Bit for bit, but for the gradients' sums, which the options add up in another order."""
+    """Bit for bit: what is summed up in another order is the same, with two ranks and s = g."""
     options = {"ascent": ascent, "accumulate": accumulate}
     plain = ranks[2].run(observe, None, micro_batches, {})
     forced = ranks[2].run(observe, SAM(0.0), micro_batches, options)
