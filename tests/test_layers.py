@@ -67,6 +67,8 @@ LAYERS = {
         {"combinations", "mixing", "options", "perturbations", "rule", "rules", "timing"}, LIGHTNING | {"jsonargparse"}
     ),
     "__main__": Layer({"cli"}, set()),
+    # Pictures of what was logged.
+    "plots": Layer(set(), {"matplotlib", "numpy", "pandas", "tensorboard"}),
 }
 
 
