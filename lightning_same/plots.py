@@ -151,13 +151,15 @@ def draw_fractions(table: pd.DataFrame) -> Figure:
     shares = {of: table.filter(items=[f"ckpt_fraction{of}/{name}" for name in looks]) for of in parts}
     drawn = {of: _finite(each) for of, each in shares.items() if len(each.columns) == len(looks)}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.2 + 3.8 * len(drawn), 3.2))
+        figure = Figure(figsize=(2.4 + 3.4 * len(drawn), 3.2))
         row = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
         for axes, (of, each) in zip(row, drawn.items(), strict=True):
-            _stack(axes, each, list(looks.values()))
+            ends = _stack(axes, each, list(looks.values()))
             axes.set_xlabel("step")
             axes.set_title(parts[of] if len(drawn) > 1 else "")
         row[0].set_ylabel("share of the gradient's elements")
+        figure.draw_without_rendering()
+        _label(row[-1], ends)
     return figure
 
 
@@ -193,7 +195,8 @@ def draw_norms(table: pd.DataFrame) -> Figure:
                 axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set(title=title, xlabel="step")
             axes.xaxis.set_tick_params(labelbottom=True)
-        for axes, each in zip(grid.flat, ends, strict=False):  # Now that the common limits are known.
+        figure.draw_without_rendering()
+        for axes, each in zip(grid.flat, ends, strict=False):
             _label(axes, each)
     return figure
 
@@ -224,6 +227,7 @@ def draw_sharpness(table: pd.DataFrame) -> Figure:
         if axes.get_ylim()[0] < 0:
             axes.axhline(0, color="black", lw=0.6)
         axes.set(xlabel="step", ylabel="eigenvalue of the Hessian")
+        figure.draw_without_rendering()
         _label(axes, ends)
     return figure
 
@@ -287,7 +291,12 @@ def _thinned(table: pd.DataFrame) -> "tuple[np.ndarray, pd.api.typing.DataFrameG
     return steps, table.groupby(place)
 
 
-def _stack(axes: Axes, shares: pd.DataFrame, looks: Sequence[Look]) -> None:
+def _stack(axes: Axes, shares: pd.DataFrame, looks: Sequence[Look]) -> dict[str, tuple[float, float]]:
+    """Areas on each other.
+
+    Returns:
+        The middle of each area's right edge, by its label.
+    """
     steps, groups = _thinned(shares)
     thin = groups.mean()
     if len(thin) == 1:  # An area needs two edges.
@@ -298,7 +307,7 @@ def _stack(axes: Axes, shares: pd.DataFrame, looks: Sequence[Look]) -> None:
         area.set(hatch=look.hatch, edgecolor="white", linewidth=0.8)
     axes.set(ylim=(0, 1), xlim=steps[[0, -1]])
     middles = thin.iloc[-1].cumsum() - thin.iloc[-1] / 2
-    _label(axes, {look.label: (steps[-1], middle) for look, middle in zip(looks, middles, strict=True)})
+    return {look.label: (steps[-1], middle) for look, middle in zip(looks, middles, strict=True)}
 
 
 def _curves(
@@ -329,10 +338,11 @@ def _curves(
 
 
 def _label(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
-    """Names in the right margin, each beside the end of its curve or as near as the others leave room."""
-    axes.autoscale_view()
-    box = axes.get_window_extent()
-    gap = 1.25 * mpl.rcParams["font.size"] * axes.figure.dpi / 72 / box.height
+    """Names in the right margin, each beside the end of its curve or as near as the others leave room.
+
+    The axes must have their limits and their place in the figure.
+    """
+    gap = 1.25 * mpl.rcParams["font.size"] * axes.figure.dpi / 72 / axes.get_window_extent().height
     to_axes = axes.transData + axes.transAxes.inverted()
     points = sorted((to_axes.transform(end)[::-1].tolist(), label) for label, end in ends.items())
     places = [height for (height, _), _ in points]
@@ -349,6 +359,6 @@ def _label(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
             xycoords="axes fraction",
             va="center",
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.4", "shrinkA": 0, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.4", "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
             annotation_clip=False,
         )
