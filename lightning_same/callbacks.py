@@ -83,8 +83,8 @@ class CheckpointFractionMonitor(GradientMonitor):
         for name, layer, size in zip(names, layers, sizes, strict=False):
             found |= keyed(f"ckpt_fraction{of}_layer/{name}", fractions_of(layer, max(1, size))._asdict())
         if self.histogram:
-            bins = shares(ratio_counts(gradients.grads, gradients.perturbed_grads), sum(sizes))
-            for k, row in zip(CKPTS, bins, strict=True):
+            bins, _ = tallied(ratio_counts, gradients)
+            for k, row in zip(CKPTS, shares(bins, sum(sizes)), strict=True):
                 found |= keyed(f"ckpt_histogram{of}/ckpt{k}", dict(zip(BINS, row, strict=True)))
         return found
 
@@ -179,7 +179,7 @@ class GradientNormMonitor(GradientMonitor):
 
 
 def tallied(
-    tally: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor], gradients: TwoGradients, names: Sequence[str]
+    tally: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor], gradients: TwoGradients, names: Sequence[str] = ()
 ) -> tuple[Tensor, list[Tensor]]:
     """What ``tally`` counts or sums up over all tensors and, where there are names, over each; one sweep for both."""
     _, grads, perturbed_grads, _ = gradients

@@ -12,6 +12,9 @@ from lightning_same.sharding import sum_over_shards
 
 CKPTS = (1, 2, 3, 4)
 
+EXACT = 1 << 24
+"""Up to this number float32 counts without rounding."""
+
 RATIO_EDGES = (1.0, 1.2, 1.5, 2.0, 4.0, 8.0, 16.0, math.inf)
 """Between which the sizes of the ratio are counted."""
 
@@ -109,8 +112,14 @@ def checkpoint_counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]
     check_aligned(grads, perturbed_grads)
     counts = torch.zeros(4, dtype=torch.int64, device=grads[0].device if grads else None)
     for some_grads, some_perturbed in pieces(grads, perturbed_grads):
-        masks = split(joined(some_grads), joined(some_perturbed))
-        counts += torch.stack([torch.count_nonzero(mask) for mask in masks]).to(counts.device)
+        g, s = joined(some_grads).flatten(), joined(some_perturbed).flatten()
+        along, size = (s * g.sign()).to(at_least_float32(s)), g.abs().to(at_least_float32(s))
+        # As `split` does, by masks that are numbers: on a CPU twice as fast. Their sums are exact up to 2^24.
+        for a, b in zip(torch.split(along, EXACT), torch.split(size, EXACT), strict=True):
+            larger, smaller = a.abs().gt_(b), a.abs().lt_(b)
+            same_way, other_way = a.clone().gt_(0), a.clone().lt_(0)
+            found = [torch.dot(way, mask) for way in (same_way, other_way) for mask in (larger, smaller)]
+            counts += torch.stack(found).to(counts)
     return counts
 
 

@@ -29,11 +29,11 @@ def rows_of(module: Any, *monitors: GradientMonitor, **options: Any) -> list[tup
     """The monitors' own rows, those of one step together."""
     logger = RowLogger()
     fit(module, callbacks=list(monitors), logger=logger, **options)
+    rows = [(step, row) for step, row in logger.rows if any(key.startswith(OWN) for key in row)]
     steps: dict[int, dict[str, float]] = {}
-    for step, row in logger.rows:
-        own = {key: value for key, value in row.items() if key.startswith(OWN)}
-        if own:
-            steps.setdefault(step, {}).update(own)
+    for step, row in rows:
+        steps.setdefault(step, {}).update(row)
+    assert all([step for step, _ in rows].count(step) <= len(monitors) for step in steps)
     return list(steps.items())
 
 
@@ -172,6 +172,16 @@ def test_passes_are_counted(monitors: list[GradientMonitor], mixed: int, plain: 
         module.layers[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
         rows_of(module, *monitors, max_epochs=1)
         assert len(calls) == expected
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_both_gradients_see_the_same_random_numbers_and_buffers(mixed: bool) -> None:
+    """With a tiny rho nothing else is left that could part them: dropout, spectral norm, a generator, numpy, random."""
+    module = with_sam(build(Everything), SAM(1e-5)) if mixed else build(Everything)
+    rows = rows_of(module, GradientNormMonitor(rho=1e-5, noisy_mask=class_zero), max_epochs=1)
+    cosines = [value for _, row in rows for key, value in row.items() if "cosine" in key]
+    assert len(cosines) == 3 * 6
+    assert min(cosines) > 0.999
 
 
 def test_sharing_a_probe_changes_no_value() -> None:

@@ -67,6 +67,14 @@ def test_tensors_of_any_size_layout_and_precision(dtype: torch.dtype) -> None:
         assert ratio_counts(g, s).tolist() == numpy_bins(flat_g, flat_s)
 
 
+def test_counts_are_exact_however_many_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that is not contiguous is one piece, whatever its size."""
+    monkeypatch.setattr("lightning_same.checkpoints.EXACT", 7)
+    g, s = torch.randn(2, 30, 40, generator=torch.Generator().manual_seed(0)).transpose(1, 2)
+    expected = [int(mask.sum()) for mask in numpy_masks(g.numpy(), s.numpy())]
+    assert checkpoint_counts([g], [s]).tolist() == expected
+
+
 def test_a_long_sum_in_half_precision_does_not_stand_still() -> None:
     """256 + 1 is 256 in bfloat16."""
     ones = [torch.ones(300_000, dtype=torch.bfloat16)]

@@ -64,7 +64,7 @@ def test_a_folder_above_a_run_stands_for_it_if_there_is_one(runs: dict[str, Path
 
 def test_a_run_that_goes_on_is_read_as_far_as_it_is_written(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
-    file.write_text("a,b,epoch,step\n1.5,,0,10\n,2.5,0,10\n9,,0,10\n3,nan,0,20\n,,1,\n4,inf,1,30\n12.34")
+    file.write_text("a,b,epoch,step\n1.5,,0,10\n,2.5,0,10\n9,,0,10\n3,nan,0,20\n,,1,\n4,inf,1,30\n12,13,1,4")
     table = read_metrics(tmp_path)
     assert list(table.index) == [10, 20, 30]
     assert table["a"].tolist() == [9, 3, 4]
@@ -180,6 +180,9 @@ def test_labels_do_not_lie_on_each_other() -> None:
         tops = sorted((bottom, bottom + height) for _, bottom, _, height in boxes)
         assert len(tops) >= 4
         assert all(low < high for (_, low), (high, _) in pairwise(tops))
+        frame = axes.get_window_extent()
+        assert frame.y0 - 10 < tops[0][0]
+        assert tops[-1][1] < frame.y1 + 10
 
 
 def test_missing_keys_are_named() -> None:
