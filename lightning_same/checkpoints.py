@@ -77,11 +77,11 @@ def checkpoint_fractions(grads: Sequence[Tensor], perturbed_grads: Sequence[Tens
     Raises:
         ValueError: if the lists are empty or do not match.
     """
-    counts = checkpoint_counts(grads, perturbed_grads)
+    check_aligned(grads, perturbed_grads)
     total = sum(grad.numel() for grad in grads)
     if total == 0:
         raise ValueError("`grads` holds no element, so there is nothing to take fractions of.")
-    return fractions_of(counts, total)
+    return fractions_of(checkpoint_counts(grads, perturbed_grads), total)
 
 
 def fractions_of(counts: Tensor, total: int) -> CheckpointFractions:
@@ -107,10 +107,14 @@ def checkpoint_counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]
         int64 of shape (4,), on the device.
 
     Raises:
-        ValueError: if the lists do not match.
+        ValueError: if the lists are empty or do not match.
     """
     check_aligned(grads, perturbed_grads)
-    counts = torch.zeros(4, dtype=torch.int64, device=grads[0].device if grads else None)
+    return sum_over_shards(_counts, grads, perturbed_grads)
+
+
+def _counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
+    counts = torch.zeros(4, dtype=torch.int64, device=grads[0].device)
     for some_grads, some_perturbed in pieces(grads, perturbed_grads):
         g, s = joined(some_grads).flatten(), joined(some_perturbed).flatten()
         along, size = (s * g.sign()).to(at_least_float32(s)), g.abs().to(at_least_float32(s))
@@ -139,10 +143,14 @@ def ratio_counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> 
         int64 of shape (4, 7), on the device: a row for each checkpoint, which sums up to its count.
 
     Raises:
-        ValueError: if the lists do not match.
+        ValueError: if the lists are empty or do not match.
     """
     check_aligned(grads, perturbed_grads)
-    beyond = torch.zeros(len(RATIO_EDGES), 4, dtype=torch.int64, device=grads[0].device if grads else None)
+    return sum_over_shards(_ratio_counts, grads, perturbed_grads)
+
+
+def _ratio_counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
+    beyond = torch.zeros(len(RATIO_EDGES), 4, dtype=torch.int64, device=grads[0].device)
     for some_grads, some_perturbed in pieces(grads, perturbed_grads):
         g, s = joined(some_grads), joined(some_perturbed)
         # In half precision the products with the edges would be too coarse.
@@ -152,15 +160,17 @@ def ratio_counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> 
             large, small = edge * size, edge * along
             masks = (along > large, with_it & (small < size), along < -large, against_it & (small > -size))
             row += torch.stack([torch.count_nonzero(mask) for mask in masks]).to(row.device)
-    return (beyond[:-1] - beyond[1:]).T
+    return (beyond[:-1] - beyond[1:]).T.contiguous()
 
 
 def check_aligned(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> None:
     """Check that two lists of gradients belong together.
 
     Raises:
-        ValueError: if they do not hold the same shapes in the same order.
+        ValueError: if they are empty or do not hold the same shapes in the same order.
     """
+    if not grads and not perturbed_grads:
+        raise ValueError("`grads` holds no element, so there is nothing to measure.")
     if len(grads) != len(perturbed_grads):
         raise ValueError(
             f"`grads` and `perturbed_grads` must hold one tensor per parameter each, got {len(grads)} and"

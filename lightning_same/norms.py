@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_same.checkpoints import at_least_float32, check_aligned
 from lightning_same.foreach import inverse, joined, pieces
+from lightning_same.sharding import sum_over_shards
 
 
 class GradientNorms(NamedTuple):
@@ -50,8 +51,6 @@ def gradient_norms(
     Raises:
         ValueError: if the lists are empty or do not match.
     """
-    if not grads:
-        raise ValueError("`grads` holds no tensor, so there is no norm to take.")
     return norms_of(sums_of_squares(grads, perturbed_grads), scale)
 
 
@@ -72,7 +71,7 @@ def sums_of_squares(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) 
     """The sums that the norms are roots of; sums of several calls may be added.
 
     Args:
-        grads: g, at least one tensor.
+        grads: g.
         perturbed_grads: s, the same shapes.
 
     Returns:
@@ -80,9 +79,13 @@ def sums_of_squares(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) 
         in at least float32 within a piece, and in float64 over the pieces (float32 on Apple's MPS).
 
     Raises:
-        ValueError: if the lists do not match.
+        ValueError: if the lists are empty or do not match.
     """
     check_aligned(grads, perturbed_grads)
+    return sum_over_shards(_sums_of_squares, grads, perturbed_grads)
+
+
+def _sums_of_squares(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
     device = grads[0].device
     total = torch.float32 if device.type == "mps" else torch.float64
     sums = [torch.zeros(7, dtype=total, device=device)]

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from nets import Everything, Plain, RowLogger, TwoOptimizers, build, differences, fit, float64, observed_fit
 from ranks import Ranks
+from test_sharded import Sharded, strategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -415,6 +416,21 @@ def last_values(mixed: bool) -> dict[str, float]:
 def test_every_rank_holds_the_values_of_the_whole_batch(ranks: dict[int, Ranks], mixed: bool) -> None:
     one, two = ranks[2].run(last_values, mixed)
     assert one == two == pytest.approx(last_values(mixed))
+
+
+def values_over_shards() -> list[dict[str, float]]:
+    monitors = [CheckpointFractionMonitor(per_layer=True, histogram=True), GradientNormMonitor(per_layer=True)]
+    options = strategy() if torch.distributed.is_initialized() else {}
+    return [row for _, row in rows_of(with_sam(build(Sharded), SAM(0.3)), *monitors, max_epochs=1, **options)]
+
+
+def test_over_shards_the_values_are_those_of_the_whole(ranks: dict[int, Ranks]) -> None:
+    """FSDP2: every process holds a part of each parameter, and on 4 of them some hold none of one."""
+    expected = values_over_shards()
+    for size in (2, 4):
+        rows, *silent = ranks[size].run(values_over_shards)
+        assert not any(silent)
+        assert [*map(dict, rows)] == [pytest.approx(row, rel=1e-4, abs=1e-7) for row in expected]
 
 
 class Manual(SAMMixin, TwoOptimizers):

@@ -111,5 +111,5 @@ def test_lists_that_do_not_match_are_named() -> None:
             function(one, two)
         with pytest.raises(ValueError, match=r"same shapes in the same order, got \(2,\) against \(3,\)"):
             function(one, [torch.ones(3)])
-    with pytest.raises(ValueError, match="`grads` holds no tensor"):
+    with pytest.raises(ValueError, match="`grads` holds no element"):
         gradient_norms([], [])
