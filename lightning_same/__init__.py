@@ -1,6 +1,6 @@
 """Sharpness-Aware Minimization for PyTorch Lightning."""
 
-from lightning_same.callbacks import CheckpointFractionMonitor
+from lightning_same.callbacks import CheckpointFractionMonitor, GradientNormMonitor
 from lightning_same.checkpoints import CheckpointFractions, checkpoint_fractions
 from lightning_same.memory import Memory
 from lightning_same.mixin import SAMMixin
@@ -46,6 +46,7 @@ __all__ = [
     "CheckpointSelect",
     "CustomSAME",
     "FriendlySAM",
+    "GradientNormMonitor",
     "GradientNormPenalty",
     "LookSAM",
     "Memory",

@@ -1,112 +1,194 @@
-"""When to measure and what to log."""
+"""What the monitors of the two gradients measure and log."""
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import ClassVar
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
-from lightning.pytorch.callbacks import Callback
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_same.checkpoints import CKPTS, CheckpointFractions, checkpoint_fractions
+from lightning_same.checkpoints import CKPTS, RATIO_EDGES, checkpoint_counts, fractions_of, ratio_counts, shares
+from lightning_same.foreach import global_norm
 from lightning_same.gradients import TwoGradients
-from lightning_same.parts import finite
-from lightning_same.probe import LossFn, refuse_probe, two_gradients
-from lightning_same.rule import Rule
+from lightning_same.monitor import GradientMonitor, names_of
+from lightning_same.norms import norms_of, sums_of_squares
+from lightning_same.optimizers import trained
+from lightning_same.probe import LossFn, NoisyMask
+
+BINS = [f"{low:g}-{high:g}" for low, high in pairwise(RATIO_EDGES)]
 
 
-class CheckpointFractionMonitor(Callback):
+class CheckpointFractionMonitor(GradientMonitor):
     """Logs which share of the gradient's elements lies in each of the four checkpoints.
 
     On a module that trains by a two-pass rule it reads the two gradients of the step: no pass of its own, and nothing
-    waits for the accelerator; steps without a second pass log nothing. On any other module it takes them itself from
-    the current batch, by two passes that leave no trace: training is bit for bit what it is without the callback. Under
-    DDP the gradients are averaged over the processes first, so every rank holds the same value.
+    waits for the accelerator; steps without a second pass log nothing. On any other module they are taken from the
+    current batch, by two passes that leave no trace: training is bit for bit what it is without the callback. Monitors
+    that measure the same step share these passes. Under DDP the gradients are averaged over the processes first, so
+    every rank holds the same value.
 
     Logged, each between 0 and 1, together 1:
         ``ckpt_fraction/ckpt1`` to ``ckpt_fraction/ckpt4``, ``ckpt_fraction/rest``. The rest can be large: an inactive
         ReLU has g = s = 0.
 
     Args:
-        every_n_steps: measure, and log, at every n-th optimizer step, the first included. Default: the Trainer's
+        every_n_steps: measure, and log, at every n-th step, the first included. Default: the Trainer's
             ``log_every_n_steps``.
+        every_n_epochs: measure the first step of every n-th epoch instead, the first epoch included.
+        per_layer: log the shares within each parameter tensor too: ``ckpt_fraction_layer/NAME/ckpt1`` and so on, by the
+            names of ``named_parameters()``. Weighted by the tensors' numbers of elements they sum up to the totals.
+        histogram: log how far g and s differ within each checkpoint too: ``ckpt_histogram/ckpt1/1.2-1.5`` is the share
+            of all elements that are in checkpoint 1 with 1.2 < r <= 1.5; the seven bins of a checkpoint sum up to its
+            fraction. In checkpoints 2 and 4 the bins are of 1/abs(r). The edges are 1, 1.2, 1.5, 2, 4, 8, 16 and inf.
+        noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs
+            ``ckpt_fraction_clean/...`` and ``ckpt_fraction_noisy/...``, the split of the gradients of either kind of
+            sample alone, both at the w + e of the whole batch; see `lightning_same.probe.probe`. Costs four passes,
+            which see as many samples as two of the batch, and on a module that trains by a rule two more, to find e.
         prog_bar: show the four shares in the progress bar too, as ``ckpt1`` to ``ckpt4``.
-        rho: radius of the perturbation where the callback takes the gradients itself.
+        rho: radius of the perturbation where the gradients are not those of the step.
         loss_fn: gives the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
             optimization needs one.
 
     Raises:
-        ValueError: if ``every_n_steps`` is not a whole number >= 1, or ``rho`` is not a number > 0.
+        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, or ``rho``
+            is not a number > 0.
     """
+
+    shown: ClassVar = {f"ckpt_fraction/ckpt{k}": f"ckpt{k}" for k in CKPTS}
 
     def __init__(
         self,
         *,
         every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        per_layer: bool = False,
+        histogram: bool = False,
+        noisy_mask: NoisyMask | None = None,
         prog_bar: bool = False,
         rho: float = 0.05,
         loss_fn: LossFn | None = None,
     ) -> None:
-        whole = isinstance(every_n_steps, int) and not isinstance(every_n_steps, bool)
-        if every_n_steps is not None and not (whole and every_n_steps >= 1):
-            raise ValueError(
-                f"CheckpointFractionMonitor: `every_n_steps` must be a whole number >= 1, got {every_n_steps!r}."
-            )
-        if not (finite(rho) and rho > 0):
-            raise ValueError(f"CheckpointFractionMonitor: `rho` must be a finite number > 0, got {rho!r}.")
-        self.every_n_steps = every_n_steps
-        self.prog_bar = prog_bar
-        self.rho = rho
-        self.loss_fn = loss_fn
-        self._fractions: CheckpointFractions | None = None
+        super().__init__(every_n_steps, every_n_epochs, per_layer, noisy_mask, prog_bar, rho, loss_fn)
+        self.histogram = histogram
 
     @override
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not _trains_by_a_rule(pl_module):
-            refuse_probe(pl_module, trainer, self.loss_fn, "CheckpointFractionMonitor")
+    def measured(self, gradients: TwoGradients, names: Sequence[str], of: str = "") -> dict[str, Tensor]:
+        """The shares, by their keys."""
+        sizes = [grad.numel() for grad in gradients.grads]
+        counts, layers = tallied(checkpoint_counts, gradients, names)
+        found = keyed(f"ckpt_fraction{of}", fractions_of(counts, sum(sizes))._asdict())
+        for name, layer, size in zip(names, layers, sizes, strict=False):
+            found |= keyed(f"ckpt_fraction{of}_layer/{name}", fractions_of(layer, max(1, size))._asdict())
+        if self.histogram:
+            bins, _ = tallied(ratio_counts, gradients)
+            for k, row in zip(CKPTS, shares(bins, sum(sizes)), strict=True):
+                found |= keyed(f"ckpt_histogram{of}/ckpt{k}", dict(zip(BINS, row, strict=True)))
+        return found
+
+
+class GradientNormMonitor(GradientMonitor):
+    r"""Logs how long the gradients are and how far apart they point.
+
+    On a module that trains by a two-pass rule it reads the two gradients of the step: no pass of its own, and nothing
+    waits for the accelerator until the values are logged. On any other module they are taken from the current batch, by
+    two passes that leave no trace: training is bit for bit what it is without the callback. Monitors that measure the
+    same step share these passes. Under DDP the gradients are averaged over the processes first, so every rank holds the
+    same value. All norms are L2 over all elements, in at least float32, of gradients that no loss scaler scales.
+
+    Logged:
+        - ``grad_norm/base``, ``grad_norm/perturbed``: of g, the gradient at w, and of s, the one at w + e.
+        - ``grad_norm/ckpt1`` to ``grad_norm/ckpt4``: of s over the elements of each checkpoint.
+        - ``grad_cosine``: of the angle between g and s; 0 where one of them is zero.
+        - ``grad_norm/step``: of d, what ``.grad`` holds when the optimizer steps: before clipping and weight decay.
+          Where gradients accumulate it is that of the whole window, while on a module that trains by no rule g and s
+          are those of the window's first batch.
+        - ``weight_norm``: of w, over the parameters that the optimizer steps, before it does.
+
+    The last two are logged on steps without a second pass too. In manual optimization they are of the batch's last
+    step; one that does not go through ``self.optimizers()`` is not seen.
+
+    Args:
+        every_n_steps: measure, and log, at every n-th step, the first included. Default: the Trainer's
+            ``log_every_n_steps``.
+        every_n_epochs: measure the first step of every n-th epoch instead, the first epoch included.
+        per_layer: log the values of each parameter tensor too: ``grad_norm_layer/NAME/base`` and so on,
+            ``grad_cosine_layer/NAME`` and ``weight_norm_layer/NAME``, by the names of ``named_parameters()``. The
+            squares of the norms sum up to those of the totals.
+        noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs ``grad_norm_clean/...``,
+            ``grad_norm_noisy/...``, ``grad_cosine_clean`` and ``grad_cosine_noisy``, of the mean gradients of either
+            kind of sample alone, both at the w + e of the whole batch; see `lightning_same.probe.probe`. Costs four
+            passes, which see as many samples as two of the batch, and on a module that trains by a rule two more, to
+            find e.
+        prog_bar: show the norms of g, s and d in the progress bar too, as ``|g|``, ``|s|`` and ``|d|``.
+        rho: radius of the perturbation where the gradients are not those of the step.
+        loss_fn: gives the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
+            optimization needs one.
+
+    Raises:
+        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, or ``rho``
+            is not a number > 0.
+    """
+
+    shown: ClassVar = {"grad_norm/base": "|g|", "grad_norm/perturbed": "|s|", "grad_norm/step": "|d|"}
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        per_layer: bool = False,
+        noisy_mask: NoisyMask | None = None,
+        prog_bar: bool = False,
+        rho: float = 0.05,
+        loss_fn: LossFn | None = None,
+    ) -> None:
+        super().__init__(every_n_steps, every_n_epochs, per_layer, noisy_mask, prog_bar, rho, loss_fn)
 
     @override
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        first_of_window = batch_idx % trainer.accumulate_grad_batches == 0
-        if first_of_window and self.wants_two_pass_gradients(trainer) and not _trains_by_a_rule(pl_module):
-            found = two_gradients(trainer, pl_module, batch, batch_idx, self.rho, self.loss_fn)
-            self._fractions = None if found is None else checkpoint_fractions(found.grads, found.perturbed_grads)
-
-    def wants_two_pass_gradients(self, trainer: pl.Trainer) -> bool:
-        """Whether this step is measured."""
-        every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and trainer.global_step % every == 0
-
-    def on_two_pass_gradients(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, gradients: TwoGradients
-    ) -> None:
-        """Called by a two-pass step when both gradients are known.
-
-        Args:
-            trainer: the Trainer.
-            pl_module: the module.
-            gradients: g and s.
-        """
-        self._fractions = checkpoint_fractions(gradients.grads, gradients.perturbed_grads)
+    def measured(self, gradients: TwoGradients, names: Sequence[str], of: str = "") -> dict[str, Tensor]:
+        """The norms and cosines, by their keys."""
+        sums, layers = tallied(sums_of_squares, gradients, names)
+        found: dict[str, Tensor] = {}
+        places = [of, *(f"{of}_layer/{name}" for name in names)]
+        for place, each in zip(places, [sums, *layers], strict=True):
+            norms = norms_of(each, gradients.scale)._asdict()
+            found[f"grad_cosine{place}"] = norms.pop("cosine")
+            found |= keyed(f"grad_norm{place}", norms)
+        return found
 
     @override
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    @torch.no_grad()
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._fractions is None:
+        if not self.wants_two_pass_gradients(trainer):
             return
-        fractions = {f"ckpt_fraction/{name}": value for name, value in self._fractions._asdict().items()}
-        # Not by `self.log`, which would write the same values again at every step until the epoch ends.
-        trainer.callback_metrics.update(fractions)
-        if trainer.is_global_zero and (trainer.loggers or self.prog_bar):
-            row = convert_tensors_to_scalars(fractions)
-            for logger in trainer.loggers:
-                logger.log_metrics(row, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-            if self.prog_bar:
-                trainer.progress_bar_metrics.update({f"ckpt{k}": row[f"ckpt_fraction/ckpt{k}"] for k in CKPTS})
-        self._fractions = None
+        params = trained(optimizer)
+        steps = {param: param.grad for param in params if param.grad is not None}
+        self._values["grad_norm/step"] = global_norm(list(steps.values()))
+        self._values["weight_norm"] = global_norm(params)
+        if self.per_layer:
+            known = names_of(pl_module)
+            for param, step in steps.items():
+                self._values[f"grad_norm_layer/{known[param]}/step"] = global_norm([step])
+            for param in params:
+                self._values[f"weight_norm_layer/{known[param]}"] = global_norm([param])
 
 
-def _trains_by_a_rule(module: pl.LightningModule) -> bool:
-    return isinstance(getattr(module, "sam", None), Rule)
+def tallied(
+    tally: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor], gradients: TwoGradients, names: Sequence[str] = ()
+) -> tuple[Tensor, list[Tensor]]:
+    """What ``tally`` counts or sums up over all tensors and, where there are names, over each; one sweep for both."""
+    _, grads, perturbed_grads, _ = gradients
+    if not names:
+        return tally(grads, perturbed_grads), []
+    layers = [tally([g], [s]).to(grads[0].device) for g, s in zip(grads, perturbed_grads, strict=True)]
+    return torch.stack(layers).sum(dim=0), layers
+
+
+def keyed(group: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values under ``group/name``."""
+    return {f"{group}/{name}": value for name, value in values.items()}

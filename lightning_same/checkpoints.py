@@ -1,5 +1,6 @@
 """The four checkpoints: an elementwise split of SAM's gradient s against the base gradient g."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,12 @@ from lightning_same.foreach import joined, pieces
 from lightning_same.sharding import sum_over_shards
 
 CKPTS = (1, 2, 3, 4)
+
+EXACT = 1 << 24
+"""Up to this number float32 counts without rounding."""
+
+RATIO_EDGES = (1.0, 1.2, 1.5, 2.0, 4.0, 8.0, 16.0, math.inf)
+"""Between which the sizes of the ratio are counted."""
 
 
 class CheckpointFractions(NamedTuple):
@@ -70,6 +77,100 @@ def checkpoint_fractions(grads: Sequence[Tensor], perturbed_grads: Sequence[Tens
     Raises:
         ValueError: if the lists are empty or do not match.
     """
+    check_aligned(grads, perturbed_grads)
+    total = sum(grad.numel() for grad in grads)
+    if total == 0:
+        raise ValueError("`grads` holds no element, so there is nothing to take fractions of.")
+    return fractions_of(checkpoint_counts(grads, perturbed_grads), total)
+
+
+def fractions_of(counts: Tensor, total: int) -> CheckpointFractions:
+    """The shares that ``counts`` elements of the four checkpoints have among ``total``."""
+    counts = torch.cat([counts, total - counts.sum(dim=0, keepdim=True)])
+    return CheckpointFractions._make(shares(counts, total).unbind())
+
+
+def shares(counts: Tensor, total: int) -> Tensor:
+    """Counts over a total, in float64; in float32 on Apple's MPS, which has no other."""
+    return counts.to(torch.float32 if counts.device.type == "mps" else torch.float64) / total
+
+
+@torch.no_grad()
+def checkpoint_counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
+    """Number of elements in each checkpoint, over all tensors together; counts of several calls may be added.
+
+    Args:
+        grads: g.
+        perturbed_grads: s, the same shapes.
+
+    Returns:
+        int64 of shape (4,), on the device.
+
+    Raises:
+        ValueError: if the lists are empty or do not match.
+    """
+    check_aligned(grads, perturbed_grads)
+    return sum_over_shards(_counts, grads, perturbed_grads)
+
+
+def _counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
+    counts = torch.zeros(4, dtype=torch.int64, device=grads[0].device)
+    for some_grads, some_perturbed in pieces(grads, perturbed_grads):
+        g, s = joined(some_grads).flatten(), joined(some_perturbed).flatten()
+        along, size = (s * g.sign()).to(at_least_float32(s)), g.abs().to(at_least_float32(s))
+        # As `split` does, by masks that are numbers: on a CPU twice as fast. Their sums are exact up to 2^24.
+        for a, b in zip(torch.split(along, EXACT), torch.split(size, EXACT), strict=True):
+            larger, smaller = a.abs().gt_(b), a.abs().lt_(b)
+            same_way, other_way = a.clone().gt_(0), a.clone().lt_(0)
+            found = [torch.dot(way, mask) for way in (same_way, other_way) for mask in (larger, smaller)]
+            counts += torch.stack(found).to(counts)
+    return counts
+
+
+@torch.no_grad()
+def ratio_counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
+    r"""Histogram of the size of the ratio r = s/g within each checkpoint, over all tensors together.
+
+    The size is \|r\| in checkpoints 1 and 3, and 1/\|r\| in 2 and 4, so that it is above 1 in all of them: equal
+    steps of its logarithm, up or down, fall into equal bins. The bins are those between `RATIO_EDGES`, a lower edge
+    excluded and an upper included. Nothing is divided, as in `split`.
+
+    Args:
+        grads: g.
+        perturbed_grads: s, the same shapes.
+
+    Returns:
+        int64 of shape (4, 7), on the device: a row for each checkpoint, which sums up to its count.
+
+    Raises:
+        ValueError: if the lists are empty or do not match.
+    """
+    check_aligned(grads, perturbed_grads)
+    return sum_over_shards(_ratio_counts, grads, perturbed_grads)
+
+
+def _ratio_counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
+    beyond = torch.zeros(len(RATIO_EDGES), 4, dtype=torch.int64, device=grads[0].device)
+    for some_grads, some_perturbed in pieces(grads, perturbed_grads):
+        g, s = joined(some_grads), joined(some_perturbed)
+        # In half precision the products with the edges would be too coarse.
+        along, size = (s * g.sign()).to(at_least_float32(s)), g.abs().to(at_least_float32(g))
+        with_it, against_it = along > 0, along < 0
+        for edge, row in zip(RATIO_EDGES[:-1], beyond, strict=False):
+            large, small = edge * size, edge * along
+            masks = (along > large, with_it & (small < size), along < -large, against_it & (small > -size))
+            row += torch.stack([torch.count_nonzero(mask) for mask in masks]).to(row.device)
+    return (beyond[:-1] - beyond[1:]).T.contiguous()
+
+
+def check_aligned(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> None:
+    """Check that two lists of gradients belong together.
+
+    Raises:
+        ValueError: if they are empty or do not hold the same shapes in the same order.
+    """
+    if not grads and not perturbed_grads:
+        raise ValueError("`grads` holds no element, so there is nothing to measure.")
     if len(grads) != len(perturbed_grads):
         raise ValueError(
             f"`grads` and `perturbed_grads` must hold one tensor per parameter each, got {len(grads)} and"
@@ -81,22 +182,8 @@ def checkpoint_fractions(grads: Sequence[Tensor], perturbed_grads: Sequence[Tens
                 "`grads` and `perturbed_grads` must have the same shapes in the same order, got"
                 f" {tuple(g.shape)} against {tuple(s.shape)}."
             )
-    total = sum(grad.numel() for grad in grads)
-    if total == 0:
-        raise ValueError("`grads` holds no element, so there is nothing to take fractions of.")
-    device = grads[0].device
-    counts = sum_over_shards(_counts, grads, perturbed_grads)
-    counts = torch.cat([counts, total - counts.sum(dim=0, keepdim=True)])
-    # Apple's MPS has no float64.
-    shares = counts.to(torch.float32 if device.type == "mps" else torch.float64) / total
-    return CheckpointFractions._make(shares.unbind())
 
 
-def _counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
-    """How many elements each checkpoint has."""
-    device = grads[0].device
-    counts = torch.zeros(4, dtype=torch.int64, device=device)
-    for some_grads, some_perturbed in pieces(grads, perturbed_grads):
-        masks = split(joined(some_grads), joined(some_perturbed))
-        counts += torch.stack([torch.count_nonzero(mask) for mask in masks]).to(device)
-    return counts
+def at_least_float32(tensor: Tensor) -> torch.dtype:
+    """The tensor's dtype, or float32 if that holds more."""
+    return torch.promote_types(tensor.dtype, torch.float32)

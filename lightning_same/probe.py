@@ -1,14 +1,14 @@
 """The two gradients of a model that trains as usual, taken beside its training and without a trace in it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_same.gradients import TwoGradients, loss_scale
 from lightning_same.refusals import checked_loss
@@ -17,10 +17,44 @@ from lightning_same.rules import SAM
 from lightning_same.silence import muted_loggers
 
 LossFn = Callable[[pl.LightningModule, Any], Tensor]
+NoisyMask = Callable[[Any], Tensor]
 
 
-def refuse_probe(module: pl.LightningModule, trainer: pl.Trainer, loss_fn: LossFn | None, owner: str) -> None:
+class Samples(NamedTuple):
+    """Some samples of a batch on this process.
+
+    Attributes:
+        batch: a batch of them alone.
+        weight: their share of all samples of their kind on all processes.
+    """
+
+    batch: Any
+    weight: float
+
+
+class Probed(NamedTuple):
+    """What `probe` finds.
+
+    Attributes:
+        whole: the two gradients of the batch.
+        parts: for each mask, those of its ``"clean"`` and of its ``"noisy"`` samples, where there are any.
+    """
+
+    whole: TwoGradients
+    parts: dict[NoisyMask, dict[str, TwoGradients]]
+
+
+def refuse_probe(
+    module: pl.LightningModule, trainer: pl.Trainer, loss_fn: LossFn | None, owner: str, parts: bool = False
+) -> None:
     """Check that a module can be probed.
+
+    Args:
+        module: the module.
+        trainer: its Trainer.
+        loss_fn: the loss, if it is not the training step's.
+        owner: who wants to probe.
+        parts: whether batches are to be cut into parts.
 
     Raises:
         RuntimeError: names ``owner``, the cause and the way out.
@@ -41,20 +75,35 @@ def refuse_probe(module: pl.LightningModule, trainer: pl.Trainer, loss_fn: LossF
             f"{owner}: {name}.training_step takes `dataloader_iter`, and an iterator cannot be replayed. Let it take"
             " `batch`."
         )
+    if parts and any(isinstance(each, nn.SyncBatchNorm) for each in module.modules()):
+        raise RuntimeError(
+            f"{owner}: {name} has SyncBatchNorm layers, which wait for all processes, while not every process has clean"
+            " and noisy samples in every batch. Train with `sync_batchnorm=False`, or leave `noisy_mask` out."
+        )
 
 
-def two_gradients(
+def probe(
     trainer: pl.Trainer,
     module: pl.LightningModule,
     batch: Any,
     batch_idx: int,
     rho: float,
     loss_fn: LossFn | None = None,
-) -> TwoGradients | None:
-    r"""The gradient of a batch at w and at w + rho * g / \|\|g\|\|.
+    noisy_masks: Sequence[NoisyMask] = (),
+) -> Probed | None:
+    r"""The gradient of a batch at w and at w + rho * g / \|\|g\|\|, and those of its clean and noisy samples there.
 
-    Both passes see the same random numbers and buffers. Afterwards weights, ``.grad``, buffers, random state, metrics,
-    attributes and logs are bit for bit what they were. Costs two forward-backward passes.
+    All passes see the same random state and buffers. Afterwards weights, ``.grad``, buffers, random state, metrics,
+    attributes and logs are bit for bit what they were. Costs two forward-backward passes, and for each mask four more,
+    which see every sample twice.
+
+    The clean and the noisy samples are cut out of the batch: of every tensor in it whose first dimension is that of the
+    mask, nested ones too, either kind of rows; everything else stays. Each goes through the training step as a batch of
+    its own, at w and at the w + e that the *whole* batch leads to. So for a loss that is a mean over samples, n g is
+    the sum of n_clean g_clean and n_noisy g_noisy, and s likewise, but for layers that mix the samples of a batch, such
+    as BatchNorm, and for the draws of dropout. Over several processes, the gradients of a part are the means over all
+    its samples everywhere. A process with a single sample of a kind leaves it out if the module has BatchNorm layers,
+    which fail on one.
 
     Args:
         trainer: the Trainer.
@@ -63,15 +112,22 @@ def two_gradients(
         batch_idx: its index.
         rho: radius of the perturbation.
         loss_fn: the loss of ``(module, batch)``. Default: the module's training step.
+        noisy_masks: functions that say which samples of the batch are noisy.
 
     Returns:
         The gradients, averaged over all processes; None if the training step returns None.
+
+    Raises:
+        ValueError: if a mask is not a boolean vector, or no tensor in the batch is as long.
     """
     params = [param for param in module.parameters() if param.requires_grad]
     scale = loss_scale(trainer, module.device)
+    samples = [Samples(batch, 1 / trainer.world_size)]
+    parts = [(mask, name, part) for mask in noisy_masks for name, part in _parts(trainer, module, batch, mask).items()]
+    samples += [part for _, _, part in parts]
 
-    def gradient() -> list[Tensor] | None:
-        given = copy_of(batch)
+    def gradient(of: Samples) -> list[Tensor] | None:
+        given = copy_of(of.batch)
         with torch.enable_grad(), trainer.precision_plugin.train_step_context():
             loss = _training_loss(module, given, batch_idx) if loss_fn is None else loss_fn(module, given)
         if loss is None:
@@ -79,23 +135,65 @@ def two_gradients(
         checked_loss(loss, f"{type(module).__name__}.training_step" if loss_fn is None else "`loss_fn`")
         # Not `.backward`, which would fill `.grad` and drive DDP's reducer.
         found = torch.autograd.grad(loss if scale is None else loss * scale, params, allow_unused=True)
-        return _mean(trainer, [torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True)])
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True)]
+
+    def gradients(along: list[Tensor] | None = None) -> list[list[Tensor]] | None:
+        found: list[list[Tensor]] = []
+        for of in samples:
+            before.restore()
+            with nullcontext() if along is None else SAM(rho).perturbed(params, along):
+                grads = gradient(of) if of.weight else None
+            if grads is None and of.batch is batch:
+                return None
+            found.append(_mean(trainer, params, grads, of.weight))
+        return found
 
     with _muted(module), muted_loggers(trainer):
         # With no parameter left out: a training step may write to any of them.
         before = Snapshot(module, device=module.device)
         try:
-            grads = gradient()
-            if grads is None:
-                return None
-            before.restore()
-            with SAM(rho).perturbed(params, grads):
-                perturbed_grads = gradient()
+            grads = gradients()
+            perturbed_grads = None if grads is None else gradients(grads[0])
         finally:
             before.restore()
-    if perturbed_grads is None:
+    if grads is None or perturbed_grads is None:
         return None
-    return TwoGradients(params, grads, perturbed_grads, scale)
+    whole, *others = (TwoGradients(params, g, s, scale) for g, s in zip(grads, perturbed_grads, strict=True))
+    found: dict[NoisyMask, dict[str, TwoGradients]] = {}
+    for (mask, name, _), each in zip(parts, others, strict=True):
+        found.setdefault(mask, {})[name] = each
+    return Probed(whole, found)
+
+
+def _parts(trainer: pl.Trainer, module: nn.Module, batch: Any, noisy_mask: NoisyMask) -> dict[str, Samples]:
+    """The clean and the noisy samples, if there are any on any process."""
+    noisy = noisy_mask(batch)
+    if not (isinstance(noisy, Tensor) and noisy.dtype == torch.bool and noisy.dim() == 1):
+        got = f"{noisy.dtype} of shape {tuple(noisy.shape)}" if isinstance(noisy, Tensor) else repr(noisy)
+        raise ValueError(f"`noisy_mask` must return a boolean tensor with one element per sample, got {got}.")
+    masks = {"clean": ~noisy, "noisy": noisy}
+    counts = torch.stack([mask.sum() for mask in masks.values()])
+    fewest = 2 if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules()) else 1
+    counts = torch.where(counts < fewest, 0, counts)
+    totals = trainer.strategy.reduce(counts.clone(), reduce_op="sum")
+    found = {}
+    for (name, mask), count, total in zip(masks.items(), counts.tolist(), totals.tolist(), strict=True):
+        if total:
+            found[name] = Samples(_rows(batch, mask) if count else None, count / total)
+    return found
+
+
+def _rows(batch: Any, mask: Tensor) -> Any:
+    """The batch, cut down to the samples under the mask."""
+    leaves, structure = torch.utils._pytree.tree_flatten(batch)
+    long = [isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == len(mask) for leaf in leaves]
+    if not any(long):
+        raise ValueError(
+            f"`noisy_mask` returned {len(mask)} elements, but the batch, a {type(batch).__name__}, holds no tensor of"
+            " that length to cut. Tensors may be nested in lists, tuples and dicts."
+        )
+    cut = [leaf[mask.to(leaf.device)] if each else leaf for leaf, each in zip(leaves, long, strict=True)]
+    return torch.utils._pytree.tree_unflatten(cut, structure)
 
 
 def _training_loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> Any:
@@ -104,13 +202,17 @@ def _training_loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> An
     return output["loss"] if isinstance(output, dict) else output
 
 
-def _mean(trainer: pl.Trainer, grads: list[Tensor]) -> list[Tensor]:
-    """The mean over processes, by one collective operation."""
-    if trainer.world_size == 1:
+def _mean(trainer: pl.Trainer, params: Sequence[Tensor], grads: list[Tensor] | None, weight: float) -> list[Tensor]:
+    """The weighted mean over processes, by one collective operation; None counts as nothing."""
+    if trainer.world_size == 1 and grads is not None:
         return grads
+    if grads is None:
+        grads, weight = [torch.zeros_like(param) for param in params], 0.0
     flat = torch.cat([grad.reshape(-1) for grad in grads])
-    mean = trainer.strategy.reduce(flat, reduce_op="mean")
-    parts: Sequence[Tensor] = torch.split(mean, [grad.numel() for grad in grads])
+    flat = torch.cat([flat.to(torch.promote_types(flat.dtype, torch.float32)), flat.new_ones(1)]) * weight
+    flat = trainer.strategy.reduce(flat, reduce_op="sum")
+    # A training step may have returned None on some processes.
+    parts: Sequence[Tensor] = torch.split(flat[:-1] / flat[-1], [grad.numel() for grad in grads])
     return [part.view_as(grad).to(grad.dtype) for part, grad in zip(parts, grads, strict=True)]
 
 

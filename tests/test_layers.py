@@ -34,6 +34,7 @@ LAYERS = {
     "foreach": Layer({"sharding"}, ARITHMETIC),
     "memory": Layer({"foreach", "sharding"}, ARITHMETIC),
     "checkpoints": Layer({"foreach", "sharding"}, ARITHMETIC),
+    "norms": Layer({"checkpoints", "foreach", "sharding"}, ARITHMETIC),
     "timing": Layer({"foreach", "memory", "parts"}, ARITHMETIC),
     "perturbations": Layer({"foreach", "memory", "parts"}, ARITHMETIC),
     "combinations": Layer({"checkpoints", "foreach", "memory", "parts", "timing"}, ARITHMETIC),
@@ -56,7 +57,8 @@ LAYERS = {
     "mixin": Layer({"options", "refusals", "rule", "two_pass"}, LIGHTNING),
     "mixing": Layer({"mixin", "options", "refusals", "rule"}, LIGHTNING),
     "probe": Layer({"gradients", "refusals", "replay", "rules", "silence"}, LIGHTNING),
-    "callbacks": Layer({"checkpoints", "gradients", "parts", "probe", "rule"}, LIGHTNING),
+    "monitor": Layer({"gradients", "parts", "probe", "rule"}, LIGHTNING),
+    "callbacks": Layer({"checkpoints", "foreach", "gradients", "monitor", "norms", "optimizers", "probe"}, LIGHTNING),
     "__init__": Layer(
         {"callbacks", "checkpoints", "memory", "mixin", "mixing", "options", "rule", "rules", "timing"},
         set(),
@@ -66,6 +68,8 @@ LAYERS = {
         {"combinations", "mixing", "options", "perturbations", "rule", "rules", "timing"}, LIGHTNING | {"jsonargparse"}
     ),
     "__main__": Layer({"cli"}, set()),
+    # Pictures of what was logged.
+    "plots": Layer(set(), {"matplotlib", "numpy", "pandas", "tensorboard"}),
 }
 
 
