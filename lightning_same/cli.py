@@ -2,9 +2,7 @@
 
 import difflib
 import inspect
-import os
 import re
-import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -106,18 +104,6 @@ class SAMCLI(LightningCLI):
         except (TypeError, ValueError) as error:
             self.parser.error(f"--sam: {_root(error)}", error)
         return rule
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """The command ``lightning-same``.
-
-    Args:
-        args: instead of the command line's.
-    """
-    # As `python -m` does: the user's own modules are named from where the command is given.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    SAMCLI(args=None if args is None else list(args), parser_kwargs={"prog": "lightning-same"})
 
 
 def explained(message: str) -> str:

@@ -13,7 +13,8 @@ from lightning.pytorch.cli import LightningCLI
 from nets import Plain
 
 from lightning_same import SAM, SAME, SANER, SAMMixin, TwoPassOptions
-from lightning_same.cli import CHOICES, SAMCLI, main
+from lightning_same.__main__ import main
+from lightning_same.cli import CHOICES, SAMCLI
 from lightning_same.perturbations import Adaptive
 from lightning_same.timing import Every
 

@@ -67,7 +67,7 @@ LAYERS = {
     "cli": Layer(
         {"combinations", "mixing", "options", "perturbations", "rule", "rules", "timing"}, LIGHTNING | {"jsonargparse"}
     ),
-    "__main__": Layer({"cli"}, set()),
+    "__main__": Layer({"cli", "plots", "sharpness_command"}, set()),
     # Pictures of what was logged.
     "plots": Layer(set(), {"matplotlib", "numpy", "pandas", "tensorboard"}),
 }
