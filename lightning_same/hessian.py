@@ -1,12 +1,12 @@
 """The Hessian of a mean loss, known by its products with vectors."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_same.lanczos import wide
@@ -20,17 +20,20 @@ class Hessian:
 
     For one batch the graph of g is built once and serves all products (about 1.3 forward-backward passes, then 2.6 per
     product); for several batches it is rebuilt for each at every product (about 3.4 passes over the batches), so that
-    memory does not grow with their number. Weights, ``.grad`` and the global random state are never changed. Whatever
-    else a forward changes, such as BatchNorm statistics in train mode, it changes here too: put the module in the mode
-    to be measured first, usually ``eval()``. Random numbers that ``loss_fn`` draws are the same in every product.
+    memory does not grow with their number. Weights, ``.grad`` and the global random state are never changed. Random
+    numbers that ``loss_fn`` draws are the same in every product.
 
-    Inside, autocast is off, attention takes the math backend (fused kernels have no second derivative) and compiled
-    modules run eagerly. Give it the module itself, not its DistributedDataParallel wrapper: ``reduce`` does that work.
+    Inside, autocast is off, attention takes the math backend (fused kernels have no second derivative), compiled
+    modules run eagerly and recurrent ones without cuDNN. ``loss_fn`` must call the module itself, not its
+    DistributedDataParallel wrapper: ``reduce`` does that work.
 
     Args:
         loss_fn: returns the mean loss, a scalar: of ``loss_fn(batch)``, or of ``loss_fn()`` if ``batches`` is None.
-        params: the parameters; any iterable. A tied one counts once, a frozen one not at all, an unused one has rows
-            and columns of zeros. They must not change while the operator is in use.
+        params: a module, to be measured in eval mode (BatchNorm by its running statistics, no dropout), after which
+            each of its submodules is back in its own mode. Or any iterable of parameters, to be measured in whatever
+            mode their module is in; in train mode a forward then updates BatchNorm's statistics as it always does.
+            A tied parameter counts once, a frozen one not at all, an unused one has rows and columns of zeros. They
+            must not change while the operator is in use.
         batches: the batches, on the device. A sequence, not a loader: it is gone through at every product.
         samples: number of samples (or tokens: what the mean is over) of each batch, or of the only one. Default: the
             leading dimension of the batch's tensors; 1 without ``batches``.
@@ -46,7 +49,8 @@ class Hessian:
         hvps: number of products so far.
 
     Raises:
-        ValueError: if nothing is trainable, or numbers of samples are missing, ambiguous or add up to zero.
+        ValueError: if nothing is trainable, a parameter is complex, or numbers of samples are missing, ambiguous or
+            add up to zero.
         TypeError: if ``batches`` is not a sequence.
 
     References:
@@ -56,15 +60,19 @@ class Hessian:
     def __init__(
         self,
         loss_fn: Callable[..., Tensor],
-        params: Iterable[Tensor],
+        params: Iterable[Tensor] | nn.Module,
         batches: Sequence[Any] | None = None,
         *,
         samples: int | Sequence[int] | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.params = list({id(param): param for param in params if param.requires_grad}.values())
+        self._module = params if isinstance(params, nn.Module) else None
+        given = params.parameters() if isinstance(params, nn.Module) else params
+        self.params = list({id(param): param for param in given if param.requires_grad}.values())
         if not self.params:
             raise ValueError("Hessian: `params` holds no tensor that requires a gradient.")
+        if any(param.is_complex() for param in self.params):
+            raise ValueError("Hessian: complex parameters are not supported; keep them as real, by torch.view_as_real.")
         self.size = sum(param.numel() for param in self.params)
         self.device = self.params[0].device
         self.dtype = torch.float32
@@ -102,6 +110,14 @@ class Hessian:
     def gradient(self) -> Tensor:
         """The flat gradient of the mean loss, over all batches and processes."""
         return self._mean(lambda grads: grads)
+
+    def loss(self) -> float:
+        """The mean loss at the present weights, over all batches and processes, by a forward of its own."""
+        with self._differentiable(), torch.no_grad():
+            total = torch.zeros(1, dtype=wide(self.device), device=self.device)
+            for loss_fn, weight in zip(self._losses, self._weights, strict=True):
+                total += weight * loss_fn().detach()
+        return (total if self._sum is None else self._sum(total)).item()
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Cut a flat vector into tensors of the parameters' shapes, dtypes and devices."""
@@ -161,10 +177,28 @@ class Hessian:
                 torch.autocast(self.device.type, enabled=False),
                 sdpa_kernel(SDPBackend.MATH),
                 torch.compiler.set_stance("force_eager"),
+                _evaluated(self._module),
             ):
                 yield
         finally:
             _set_random_state(self.device, before)
+
+
+@contextmanager
+def _evaluated(module: nn.Module | None) -> Iterator[None]:
+    """A module in eval mode. By the flags alone: a module may do more in its `eval`, and not undo it in `train`."""
+    modules = [] if module is None else list(module.modules())
+    modes = [each.training for each in modules]
+    with ExitStack() as stack:
+        if any(isinstance(each, nn.RNNBase) for each in modules):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # it has no second derivative of them
+        try:
+            for each in modules:
+                each.training = False
+            yield
+        finally:
+            for each, mode in zip(modules, modes, strict=True):
+                each.training = mode
 
 
 def _counts(batches: Sequence[Any] | None, samples: int | Sequence[int] | None, alone: bool) -> list[int]:

@@ -9,7 +9,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_same.hessian import Hessian
 from lightning_same.lanczos import Lanczos, dots
@@ -60,7 +60,7 @@ class SpectralDensity(NamedTuple):
 
 def hessian_trace(
     loss_fn: Callable[..., Tensor],
-    params: Iterable[Tensor],
+    params: Iterable[Tensor] | nn.Module,
     batches: Sequence[Any] | None = None,
     *,
     samples: int | Sequence[int] | None = None,
@@ -76,7 +76,7 @@ def hessian_trace(
 
     Args:
         loss_fn: mean loss of a batch, or of nothing, as for `Hessian`.
-        params: the parameters, as for `Hessian`.
+        params: the module, or parameters, as for `Hessian`.
         batches: a sequence of batches, as for `Hessian`.
         samples: number of samples of each, as for `Hessian`.
         reduce: sum over processes, as for `Hessian`.
@@ -113,7 +113,7 @@ def hessian_trace(
 
 def spectral_density(
     loss_fn: Callable[..., Tensor],
-    params: Iterable[Tensor],
+    params: Iterable[Tensor] | nn.Module,
     batches: Sequence[Any] | None = None,
     *,
     samples: int | Sequence[int] | None = None,
@@ -134,7 +134,7 @@ def spectral_density(
 
     Args:
         loss_fn: mean loss of a batch, or of nothing, as for `Hessian`.
-        params: the parameters, as for `Hessian`.
+        params: the module, or parameters, as for `Hessian`.
         batches: a sequence of batches, as for `Hessian`.
         samples: number of samples of each, as for `Hessian`.
         reduce: sum over processes, as for `Hessian`.

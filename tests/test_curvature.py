@@ -1,5 +1,6 @@
 """Curvature against known spectra, closed forms in numpy, dense Hessians and differences of gradients."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import Ranks
+from scipy.sparse.linalg import eigsh
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -95,7 +98,9 @@ def assert_same(one: Any, other: Any) -> None:
     """To rounding. A quadrature's nodes that coincide to rounding may change places, with their weights."""
     for name, expected in one._asdict().items():
         if name not in ("nodes", "weights"):
-            assert getattr(other, name) == pytest.approx(expected, rel=1e-6, abs=1e-9), name
+            torch.testing.assert_close(
+                torch.as_tensor(getattr(other, name)), torch.as_tensor(expected), rtol=1e-6, atol=1e-8, msg=name
+            )
 
 
 BULK = [0.1 * math.cos(k) for k in range(200)]
@@ -120,15 +125,40 @@ SPECTRA = {
 def test_known_spectra_on_every_seed(eigenvalues: list[float]) -> None:
     loss_fn, params = quadratic(eigenvalues)
     for seed in range(20):
-        top = top_eigenvalue(loss_fn, params, seed=seed, max_products=64, both_ends=True)
+        top = top_eigenvalue(loss_fn, params, seed=seed, max_products=128, both_ends=True)
         assert top.converged
         assert top.value == pytest.approx(max(eigenvalues), rel=1e-3, abs=1e-6)
         assert top.bottom == pytest.approx(min(eigenvalues), rel=1e-2, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "bulk", [BULK, [8 * b for b in BULK], [b / 2 for b in BULK * 100]], ids=["thin", "wide", "large"]
+)
+def test_a_warm_start_is_not_fooled_by_a_crossing(bulk: list[float]) -> None:
+    """Started on what was the top eigenvector until another eigenvalue overtook it."""
+    loss_fn, params = quadratic([0.9, 1.0, *bulk])
+    before = torch.eye(1, 2 + len(bulk))[0]
+    for seed in range(20):
+        top = top_eigenvalue(loss_fn, params, seed=seed, start=before)
+        assert top.converged
+        assert top.value == pytest.approx(1.0, rel=1e-3)
+        assert top.vector[1].abs() > 0.9
+
+
+def test_a_warm_start_saves_products_where_nothing_has_crossed() -> None:
+    loss_fn, params = quadratic([1.0, 0.9, *(8 * b for b in BULK)])
+    cold = [top_eigenvalue(loss_fn, params, seed=seed) for seed in range(20)]
+    warm = [top_eigenvalue(loss_fn, params, seed=20 + seed, start=cold[seed].vector) for seed in range(20)]
+    assert all(top.value == pytest.approx(1.0, rel=1e-3) for top in warm)
+    assert sum(top.hvps for top in warm) <= sum(top.hvps for top in cold) - 20
+    for start in (torch.zeros(202), torch.full((202,), math.nan)):  # of no use, so that it starts at random
+        assert top_eigenvalue(loss_fn, params, start=start)[:5] == cold[0][:5]
+
+
 @settings(deadline=None, max_examples=50)
 @given(
-    eigenvalues=st.lists(st.floats(-10, 10), min_size=1, max_size=12),
+    # Multiples of 1e-6: the square of an eigenvalue of 1e-200, which floats would be drawn as, is 0 in any precision.
+    eigenvalues=st.lists(st.integers(-(10**7), 10**7).map(lambda n: n / 10**6), min_size=1, max_size=12),
     scale=st.sampled_from([1e-6, 1.0, 1e6]),
     seed=st.integers(0, 2**16),
 )
@@ -143,25 +173,77 @@ def test_any_symmetric_matrix_between_its_bounds(eigenvalues: list[float], scale
     assert exact[0] - rounding <= top.bottom <= top.value <= exact[-1] + rounding
     assert (exact - top.value).abs().min() <= top.residual + rounding
     assert (exact - top.bottom).abs().min() <= top.bottom_residual + rounding
-    assert top.residual <= max(1e-2 * abs(top.value), 32 * 2.3e-16 * exact.abs().max().item())
+    assert top.residual <= max(2e-3 * abs(top.value), 32 * 2.3e-16 * exact.abs().max().item())
 
 
-@pytest.mark.parametrize("steps", [0, 5, 20, 60, 200])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_mlp_against_the_dense_hessian(seed: int, steps: int) -> None:
-    loss_fn, params, x, y = mlp(seed, steps, torch.float64)
-    exact = torch.linalg.eigvalsh(dense(lambda: loss_fn((x, y)), params))
-    top = top_eigenvalue(loss_fn, params, [(x, y)], seed=seed)
-    assert top.converged
-    assert top.value == pytest.approx(exact[-1].item(), rel=1e-3)
-    assert top.samples == 96
-    assert top.hvps <= 24
-    loss_fn, params, x, y = mlp(seed, steps)
-    single = top_eigenvalue(loss_fn, params, [(x, y)], seed=seed)
-    assert single.value == pytest.approx(top.value, rel=1e-4)
-    both = top_eigenvalue(loss_fn, params, [(x, y)], seed=seed, both_ends=True, max_products=100)
-    assert both.bottom == pytest.approx(exact[0].item(), rel=2e-3)
-    assert both.hvps >= single.hvps
+def test_mlp_against_the_dense_hessian() -> None:
+    """1,482 parameters on the digits, 5 states of training by 3 seeds of weights and start vectors."""
+    errors, hvps = [], []
+    x, y = (torch.tensor(each[:160]) for each in load_digits(return_X_y=True))
+    x = x / 16
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 10)).double()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        for steps in (0, 10, 40, 150, 300):
+            for _ in range(steps):
+                chosen = torch.randint(160, (64,))
+                optimizer.zero_grad()
+                cross_entropy(net(x[chosen]), y[chosen]).backward()
+                optimizer.step()
+            exact = torch.linalg.eigvalsh(dense(lambda net=net: cross_entropy(net(x), y), list(net.parameters())))
+            single = copy.deepcopy(net).float()
+            for start in range(3):
+                top = top_eigenvalue(lambda net=single: cross_entropy(net(x.float()), y), single, seed=start)
+                assert top.converged
+                errors.append(abs(top.value / exact[-1].item() - 1))
+                hvps.append(top.hvps)
+        both = top_eigenvalue(lambda net=net: cross_entropy(net(x), y), net, both_ends=True, max_products=100)
+        assert both.bottom == pytest.approx(exact[0].item(), rel=1e-3)
+    assert np.mean(np.array(errors) <= 1e-3) >= 0.99
+    assert np.median(hvps) <= 10
+    assert max(hvps) <= 16
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+def test_a_small_resnet_against_two_other_libraries() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), Block(6), Block(6), nn.Flatten(), nn.Linear(6 * 49, 5)
+    )
+    x, y = torch.randn(24, 3, 16, 16), torch.arange(24) % 5
+    for _ in range(20):
+        net(x)  # running statistics that fit the data
+    net.double().eval()
+    x = x.double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from curvlinops import HessianLinearOperator
+        from hessian_eigenthings import HessianOperator, lanczos, supervised_loss
+
+        peer = HessianLinearOperator(net, nn.CrossEntropyLoss(), list(net.parameters()), [(x, y)], progressbar=False)
+        by_curvlinops = eigsh(peer.to_scipy(dtype=np.float64), k=1, which="LA", return_eigenvectors=False)[0]
+        operator = HessianOperator(net, [(x, y)], supervised_loss(cross_entropy), full_dataset=True)
+        by_eigenthings = lanczos(operator, k=1, max_iter=40, which="LA").eigenvalues[0].item()
+    top = top_eigenvalue(
+        lambda batch: cross_entropy(net(batch[0]), batch[1]), net, [(x[:20], y[:20]), (x[20:], y[20:])]
+    )
+    assert top.value == pytest.approx(by_curvlinops, rel=1e-4)
+    assert top.value == pytest.approx(by_eigenthings, rel=1e-4)
 
 
 def test_logistic_regression_has_the_closed_form() -> None:
@@ -354,6 +436,54 @@ def test_batchnorm_stays_in_the_mode_that_it_was_given(train: bool) -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
+def test_a_module_is_measured_in_eval_mode_and_gets_its_modes_back(measure: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    parts = [
+        nn.Linear(4, 6),
+        nn.BatchNorm1d(6),
+        nn.Dropout(0.5),
+        nn.Tanh(),
+        nn.Sequential(nn.Dropout(0.5)),
+        nn.Linear(6, 3),
+    ]
+    net = nn.Sequential(*parts).double()
+    x, y = 1 + 2 * torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 3
+    net(x)
+    net.eval()
+    expected = measure(lambda: cross_entropy(net(x), y), net.parameters())
+    net.train()
+    parts[1].eval()  # such as a frozen BatchNorm
+    modes = [module.training for module in net.modules()]
+    buffers = [buffer.clone() for buffer in net.buffers()]
+    assert_same(
+        expected,
+        measure(lambda batch: cross_entropy(net(batch[0]), batch[1]), net, [(x[:9], y[:9]), (x[9:], y[9:])])._replace(
+            samples=1
+        ),
+    )
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(a, b) for a, b in zip(buffers, net.buffers(), strict=True))
+
+    def fails() -> Tensor:
+        raise OSError("no such sample")
+
+    with pytest.raises(OSError, match="no such sample"):
+        measure(fails, net)
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_the_loss_is_the_mean_over_all_samples() -> None:
+    loss_fn, params, x, y = mlp(steps=20, dtype=torch.float64)
+    hessian = Hessian(loss_fn, params, [(x[:60], y[:60]), (x[60:], y[60:])])
+    expected = loss_fn((x, y)).item()
+    assert hessian.loss() == pytest.approx(expected, rel=1e-12)
+    with torch.no_grad():
+        params[0].add_(1.0)
+    assert hessian.loss() == pytest.approx(loss_fn((x, y)).item(), rel=1e-12)
+    assert hessian.loss() != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
 def test_nothing_is_disturbed_and_nothing_disturbs(measure: Callable[..., Any]) -> None:
     loss_fn, params, x, y = mlp(steps=20)
     batches = [(x[:50], y[:50]), (x[50:], y[50:])]
@@ -433,10 +563,10 @@ def test_one_parameter() -> None:
 
 def test_what_has_not_converged_says_so() -> None:
     loss_fn, params = quadratic([math.cos(k) for k in range(300)])
-    with pytest.warns(UserWarning, match=r"not converged to 0.01 after 3 products.*Raise `max_products`"):
+    with pytest.warns(UserWarning, match=r"not converged to 0.002 after 3 products.*Raise `max_products`"):
         top = top_eigenvalue(loss_fn, params, max_products=3)
     assert (top.converged, top.hvps) == (False, 3)
-    assert top.residual > 1e-2 * top.value
+    assert top.residual > 2e-3 * top.value
     with pytest.warns(UserWarning, match="not converged"):
         assert not top_eigenvalue(*quadratic([3.0, *BULK]), both_ends=True, max_products=6).converged
     w = torch.ones(2, requires_grad=True)
@@ -483,7 +613,8 @@ def by_rank(share: list[list[int]]) -> tuple[Any, ...]:
 def test_processes_with_ragged_shares_measure_the_union(ranks: dict[int, Ranks], share: list[list[int]]) -> None:
     loss_fn, params, x, y = mlp(steps=20, dtype=torch.float64)
     first, second = ranks[2].run(by_rank, share)
-    assert first[0] == second[0]
+    for one, other in zip(first[0], second[0], strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
     assert first[1] == first[0].hvps
     for measure, found in zip(MEASURES, (first[0], *first[2:]), strict=True):
         assert_same(measure(loss_fn, params, [(x, y)]), found)
@@ -522,6 +653,7 @@ def never(*args: Any) -> Tensor:
     [
         (Hessian, ([torch.ones(2)],), {}, "no tensor that requires a gradient"),
         (Hessian, ([],), {}, "no tensor that requires a gradient"),
+        (Hessian, ([torch.ones(2, dtype=torch.cfloat, requires_grad=True)],), {}, "complex"),
         (Hessian, ([W], [(torch.ones(2), torch.ones(3))]), {}, r"unclear.*\[2, 3\]"),
         (Hessian, ([W], ["text"]), {}, "unclear"),
         (Hessian, ([W], TWO), {"samples": [1]}, "2 numbers"),
@@ -531,6 +663,7 @@ def never(*args: Any) -> Tensor:
         (Hessian, ([W],), {"samples": 0}, "not one sample"),
         (top_eigenvalue, ([W],), {"tolerance": 0.0}, "`tolerance` must be > 0"),
         (top_eigenvalue, ([W],), {"max_products": 0}, "`max_products` must be >= 1"),
+        (top_eigenvalue, ([W],), {"start": torch.ones(3)}, r"`start` must have shape \(2,\), got \(3,\)"),
         (hessian_trace, ([W],), {"probes": 7}, "`probes` must be >= 8"),
         (hessian_trace, ([W],), {"confidence": 1.0}, "`confidence` must be between 0 and 1"),
         (spectral_density, ([W],), {"probes": 0}, "`probes` must be >= 1"),

@@ -38,6 +38,10 @@ LAYERS = {
     "combinations": Layer({"checkpoints", "foreach", "memory", "parts", "timing"}, ARITHMETIC),
     "rule": Layer({"combinations", "memory", "parts", "perturbations", "timing"}, ARITHMETIC),
     "rules": Layer({"combinations", "parts", "perturbations", "rule", "timing"}, ARITHMETIC),
+    "lanczos": Layer({"foreach"}, ARITHMETIC),
+    "hessian": Layer({"lanczos"}, ARITHMETIC),
+    "curvature": Layer({"hessian", "lanczos"}, ARITHMETIC),
+    "spectrum": Layer({"hessian", "lanczos"}, ARITHMETIC),
     # Lightning. `two_pass` and `callbacks` stand side by side.
     "optimizers": Layer(set(), ARITHMETIC),
     "replay": Layer(set(), LIGHTNING | {"numpy", "torchmetrics"}),
@@ -49,7 +53,19 @@ LAYERS = {
     "probe": Layer({"refusals", "replay", "rules", "silence"}, LIGHTNING),
     "callbacks": Layer({"checkpoints", "parts", "probe", "rule"}, LIGHTNING),
     "__init__": Layer(
-        {"callbacks", "checkpoints", "memory", "mixin", "mixing", "rule", "rules", "timing"},
+        {
+            "callbacks",
+            "checkpoints",
+            "curvature",
+            "hessian",
+            "memory",
+            "mixin",
+            "mixing",
+            "rule",
+            "rules",
+            "spectrum",
+            "timing",
+        },
         set(),
     ),
     # The command line.
