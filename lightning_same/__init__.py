@@ -28,6 +28,7 @@ from lightning_same.rules import (
     SAMMagnitude,
     VaSSO,
 )
+from lightning_same.sharpness import SharpnessMonitor
 from lightning_same.spectrum import HessianTrace, SpectralDensity, hessian_trace, spectral_density
 from lightning_same.timing import Progress
 
@@ -60,6 +61,7 @@ __all__ = [
     "SAMDirection",
     "SAMMagnitude",
     "SAMMixin",
+    "SharpnessMonitor",
     "SpectralDensity",
     "TopEigenvalue",
     "VaSSO",

@@ -11,6 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_same.lanczos import wide
 
+NO_SECOND_DERIVATIVE = (
+    "Hessian: an operation in the loss has no second derivative ({}). Replace it while curvature is measured, such as a"
+    " fused kernel by its plain form."
+)
+
 
 class Hessian:
     r"""H, the second derivative of a mean loss with respect to parameters, as a linear operator.
@@ -25,7 +30,9 @@ class Hessian:
 
     Inside, autocast is off, attention takes the math backend (fused kernels have no second derivative), compiled
     modules run eagerly and recurrent ones without cuDNN. ``loss_fn`` must call the module itself, not its
-    DistributedDataParallel wrapper: ``reduce`` does that work.
+    DistributedDataParallel wrapper: ``reduce`` does that work. An operation without a second derivative is refused,
+    with one exception that nothing gives away: a `torch.autograd.Function` whose backward leaves autograd, such as a
+    kernel of one's own, counts as linear.
 
     Args:
         loss_fn: returns the mean loss, a scalar: of ``loss_fn(batch)``, or of ``loss_fn()`` if ``batches`` is None.
@@ -49,6 +56,7 @@ class Hessian:
         hvps: number of products so far.
 
     Raises:
+        RuntimeError: at the first product, if an operation has no second derivative.
         ValueError: if nothing is trainable, a parameter is complex, or numbers of samples are missing, ambiguous or
             add up to zero.
         TypeError: if ``batches`` is not a sequence.
@@ -98,6 +106,7 @@ class Hessian:
         self.samples = round(total)
         self._weights = [count / total for count in counts]
         self._graph: list[Tensor] | None = None
+        self._checked = False
         self._random_state = _random_state(self.device)
 
     def __matmul__(self, vector: Tensor) -> Tensor:
@@ -130,7 +139,7 @@ class Hessian:
 
     def _mean(self, derivative: Callable[[list[Tensor]], Sequence[Tensor]]) -> Tensor:
         """Weigh by samples what ``derivative`` makes of each batch's gradients; one sum over processes, at the end."""
-        with self._differentiable():
+        with self._differentiable(), _explained():
             total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
             for loss_fn, weight in zip(self._losses, self._weights, strict=True):
                 parts = derivative(self._gradients(loss_fn))
@@ -145,6 +154,9 @@ class Hessian:
         grads = list(
             torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True, materialize_grads=True)
         )
+        if not self._checked:
+            _refuse_once_differentiable(grads)
+            self._checked = True
         if len(self._losses) == 1:
             self._graph = grads
         return grads
@@ -182,6 +194,29 @@ class Hessian:
                 yield
         finally:
             _set_random_state(self.device, before)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "derivative for" in str(error) or "double backward" in str(error):
+            raise RuntimeError(NO_SECOND_DERIVATIVE.format(str(error).rstrip("."))) from error
+        raise
+
+
+def _refuse_once_differentiable(grads: Sequence[Tensor]) -> None:
+    """Look for the node that stands for the missing derivative: autograd goes around it, and takes it for zero."""
+    waiting, seen = [grad.grad_fn for grad in grads], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError(NO_SECOND_DERIVATIVE.format("its backward is marked `once_differentiable`"))
+        seen.add(node)
+        waiting.extend(following for following, _ in node.next_functions)
 
 
 @contextmanager

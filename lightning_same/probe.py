@@ -83,7 +83,7 @@ def two_gradients(
     def gradient() -> list[Tensor] | None:
         given = copy_of(batch)
         with torch.enable_grad(), trainer.precision_plugin.train_step_context():
-            loss = _training_loss(module, given, batch_idx) if loss_fn is None else loss_fn(module, given)
+            loss = training_loss(module, given, batch_idx) if loss_fn is None else loss_fn(module, given)
         if loss is None:
             return None
         checked_loss(loss, f"{type(module).__name__}.training_step" if loss_fn is None else "`loss_fn`")
@@ -92,7 +92,7 @@ def two_gradients(
         found = torch.autograd.grad(loss if scaler is None else scaler.scale(loss), params, allow_unused=True)
         return _mean(trainer, [torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True)])
 
-    with _muted(module), muted_loggers(trainer):
+    with muted(module), muted_loggers(trainer):
         # With no parameter left out: a training step may write to any of them.
         before = Snapshot(module, device=module.device)
         try:
@@ -107,7 +107,8 @@ def two_gradients(
     return None if perturbed_grads is None else TwoGradients(grads, perturbed_grads)
 
 
-def _training_loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> Any:
+def training_loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> Any:
+    """The loss that a module's training step returns for a batch."""
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
     output = module.training_step(batch, batch_idx) if takes_index else module.training_step(batch)
     return output["loss"] if isinstance(output, dict) else output
@@ -124,7 +125,7 @@ def _mean(trainer: pl.Trainer, grads: list[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def _muted(module: pl.LightningModule) -> Iterator[None]:
+def muted(module: pl.LightningModule) -> Iterator[None]:
     """Nothing that the module logs or prints is seen."""
     names = ("log", "print")
     hidden = {name: vars(module)[name] for name in names if name in vars(module)}

@@ -43,7 +43,7 @@ LAYERS = {
     "curvature": Layer({"hessian", "lanczos"}, ARITHMETIC),
     "spectrum": Layer({"hessian", "lanczos"}, ARITHMETIC),
     # Lightning. `two_pass` and `callbacks` stand side by side.
-    "optimizers": Layer(set(), ARITHMETIC),
+    "optimizers": Layer({"timing"}, LIGHTNING),
     "replay": Layer(set(), LIGHTNING | {"numpy", "torchmetrics"}),
     "silence": Layer(set(), LIGHTNING),
     "refusals": Layer({"parts", "rule"}, LIGHTNING),
@@ -51,6 +51,11 @@ LAYERS = {
     "mixin": Layer({"refusals", "rule", "two_pass"}, LIGHTNING),
     "mixing": Layer({"mixin", "refusals", "rule"}, LIGHTNING),
     "probe": Layer({"refusals", "replay", "rules", "silence"}, LIGHTNING),
+    "sharpness": Layer(
+        {"curvature", "hessian", "optimizers", "parts", "probe", "refusals", "replay", "rule", "rules", "silence"}
+        | {"timing"},
+        LIGHTNING,
+    ),
     "callbacks": Layer({"checkpoints", "parts", "probe", "rule"}, LIGHTNING),
     "__init__": Layer(
         {
@@ -63,6 +68,7 @@ LAYERS = {
             "mixing",
             "rule",
             "rules",
+            "sharpness",
             "spectrum",
             "timing",
         },
