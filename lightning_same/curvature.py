@@ -165,6 +165,9 @@ def measured(
         converged &= lanczos.exhausted or len(lanczos.basis) >= LEAST_PRODUCTS
     if lanczos.finite:
         vector = lanczos.vector(coordinates[:, -1])
+        # What Lanczos makes of an eigenvalue that it found long ago may be smaller than any product is exact.
+        rounding = torch.finfo(first.dtype).eps * max(abs(bottom), abs(value))
+        residual, bottom_residual = max(residual, rounding), max(bottom_residual, rounding)
     else:
         value = bottom = residual = bottom_residual = math.nan
         vector = torch.full_like(first, math.nan)

@@ -178,9 +178,10 @@ class SharpnessMonitor(Callback):
         return self._last_step is None or step // every > self._last_step // every
 
     def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
-        with undisturbed_hessian(
+        with undisturbed(
             trainer, module, self._batches, self.loss_fn, self.samples_fn, self.mode, "SharpnessMonitor"
-        ) as hessian:
+        ) as loss:
+            hessian = Hessian(**loss)
             seed = self.seed + trainer.global_step if self.track else self.seed
             top = measured(hessian, self.tolerance, self.both_ends, self.max_products, seed, self._vector)
             gap = self._ascent_gap(trainer, module, hessian)  # Last: it invalidates the graph.
@@ -230,16 +231,16 @@ class SharpnessMonitor(Callback):
 
 
 @contextmanager
-def undisturbed_hessian(
+def undisturbed(
     trainer: pl.Trainer,
     module: pl.LightningModule,
     batches: Sequence[Any],
     loss_fn: LossFn | None = None,
     samples_fn: Callable[[Any], int] | None = None,
     mode: Mode = "eval",
-    owner: str = "Hessian",
-) -> Iterator[Hessian]:
-    """The Hessian of a module's mean loss on batches, for the length of a ``with`` block that leaves no trace.
+    owner: str = "sharpness",
+) -> Iterator[dict[str, Any]]:
+    """A module's mean loss on batches, to be measured in a ``with`` block that leaves no trace.
 
     Every forward sees the same random numbers and buffers. Afterwards weights, ``.grad``, buffers, random state,
     metrics, attributes, modes and logs are bit for bit what they were.
@@ -252,6 +253,9 @@ def undisturbed_hessian(
         samples_fn: number of samples of a batch. Default: the leading dimension of its tensors.
         mode: "eval", or "train" for the modes that the submodules are in.
         owner: for error messages.
+
+    Yields:
+        The arguments of `Hessian`, and of the measures that take the same.
     """
     trained = [param for param in module.parameters() if param.requires_grad]
 
@@ -267,12 +271,12 @@ def undisturbed_hessian(
         # Before a forward the weights may be perturbed; afterwards a training step may have written to any of them.
         each_time, before = Snapshot(module, trained, module.device), Snapshot(module, device=module.device)
         try:
-            yield Hessian(
-                loss,
-                module if mode == "eval" else trained,
-                batches,
-                samples=None if samples_fn is None else [samples_fn(batch) for batch in batches],
-                reduce=None if trainer.world_size == 1 else partial(trainer.strategy.reduce, reduce_op="sum"),
-            )
+            yield {
+                "loss_fn": loss,
+                "params": module if mode == "eval" else trained,
+                "batches": batches,
+                "samples": None if samples_fn is None else [samples_fn(batch) for batch in batches],
+                "reduce": None if trainer.world_size == 1 else partial(trainer.strategy.reduce, reduce_op="sum"),
+            }
         finally:
             before.restore()

@@ -76,6 +76,9 @@ LAYERS = {
     ),
     # The command line.
     "cli": Layer({"combinations", "mixing", "perturbations", "rule", "rules", "timing"}, LIGHTNING | {"jsonargparse"}),
+    "sharpness_command": Layer(
+        {"cli", "curvature", "sharpness", "spectrum"}, LIGHTNING | {"jsonargparse", "matplotlib"}
+    ),
     "__main__": Layer({"cli"}, set()),
 }
 
@@ -197,7 +200,7 @@ import lightning_same
 
 for name in lightning_same.__all__:
     getattr(lightning_same, name)
-heavy = [name for name in sys.modules if name.startswith(("lightning_same.cli", "lightning_same.experiments"))]
+heavy = [name for name in sys.modules if name.startswith(("lightning_same.cli", "lightning_same.sharpness_command", "lightning_same.experiments"))]
 assert not heavy, heavy
 """
 

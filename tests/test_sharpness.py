@@ -156,6 +156,37 @@ def test_the_mode_is_the_modules_or_eval(mode: Any) -> None:
     assert found[0][TOP] == pytest.approx(expected, rel=1e-3)
 
 
+def test_every_forward_sees_the_same_state() -> None:
+    class Drifts(Plain):
+        calls = 0
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.calls += 1
+            return self.calls * super().training_step(batch, batch_idx)
+
+    batches = list(build(Plain).train_dataloader())[:2]
+    monitor = SharpnessMonitor(probe_batches=batches, rho=0.2)
+    assert measured(build(Drifts), monitor, max_steps=1) == measured(build(Plain), monitor, max_steps=1)
+
+
+def test_a_training_step_may_write_to_its_batch() -> None:
+    class Doubles(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step([2 * batch[0], batch[1]], batch_idx)
+
+    class DoublesInPlace(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            batch[0].mul_(2)
+            return super().training_step(batch, batch_idx)
+
+    for count in (1, 2):
+        rows = [
+            measured(build(kind), SharpnessMonitor(every_n_steps=1, probe_batches=count), max_epochs=1)
+            for kind in (Doubles, DoublesInPlace)
+        ]
+        assert rows[0] == rows[1]
+
+
 def without_own(seen: dict[str, Any]) -> dict[str, Any]:
     seen["rows"] = [(step, row) for step, row in seen["rows"] if TOP not in row]
     seen["metrics"] = {k: v for k, v in seen["metrics"].items() if k not in KEYS}
