@@ -155,7 +155,7 @@ def spectrum_figure(density: SpectralDensity, top: TopEigenvalue) -> "Figure":
     axes.fill_between(density.grid, density.density, color="0.8", linewidth=0)
     axes.plot(density.grid, density.density, color="0.15", linewidth=1)
     axes.set_yscale("log")
-    # One eigenvalue among all peaks at 0.4 / (size * width). What lies far below is a Gaussian's tail and no eigenvalue.
+    # One eigenvalue among all peaks at 0.4 / (size * width). What lies far below is a Gaussian's tail.
     axes.set_ylim(bottom=0.04 / (top.vector.numel() * density.width))
     for value, name, style in ((top.value, "top", "--"), (top.bottom, "bottom", ":")):
         axes.axvline(value, color="#0072b2", linestyle=style, label=f"{name} {value:.4g}")

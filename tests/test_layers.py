@@ -200,7 +200,8 @@ import lightning_same
 
 for name in lightning_same.__all__:
     getattr(lightning_same, name)
-heavy = [name for name in sys.modules if name.startswith(("lightning_same.cli", "lightning_same.sharpness_command", "lightning_same.experiments"))]
+above = tuple(f"lightning_same.{name}" for name in ("cli", "experiments", "sharpness_command"))
+heavy = [name for name in sys.modules if name.startswith(above)]
 assert not heavy, heavy
 """
 
