@@ -35,9 +35,11 @@ class SharpnessMonitor(Callback):
 
     Measured on the same batches throughout, so that the curve shows the weights' change and not the batches'. Training
     is bit for bit what it is without the callback. Autocast is off: under mixed precision the float32 weights are
-    measured in float32. Under DDP the loss is the mean over the samples of all processes, and every rank holds the same
-    values. Costs about 20 training steps, up to 70 at the very beginning of training, where the spectrum is crowded, and
-    for the time of it as many copies of the weights as products are taken. With ``strategy="ddp"`` each product adds one all-reduce.
+    measured in float32. Under DDP the loss is the mean over the samples of all processes, every rank holds the same
+    values, and each product adds one all-reduce.
+
+    Costs about 20 training steps; up to 70 at the very beginning of training, where the spectrum is crowded. Meanwhile
+    it holds as many copies of the weights as products are taken.
 
     Logged:
         ``sharpness/top_eigenvalue``, ``sharpness/bottom_eigenvalue``: as `top_eigenvalue` finds them.
