@@ -2,6 +2,8 @@
 
 from lightning_same.callbacks import CheckpointFractionMonitor, GradientNormMonitor
 from lightning_same.checkpoints import CheckpointFractions, checkpoint_fractions
+from lightning_same.curvature import GradientCurvature, TopEigenvalue, gradient_curvature, top_eigenvalue
+from lightning_same.hessian import Hessian
 from lightning_same.memory import Memory
 from lightning_same.mixin import SAMMixin
 from lightning_same.mixing import with_sam
@@ -27,6 +29,8 @@ from lightning_same.rules import (
     SAMMagnitude,
     VaSSO,
 )
+from lightning_same.sharpness import SharpnessMonitor
+from lightning_same.spectrum import HessianTrace, SpectralDensity, hessian_trace, spectral_density
 from lightning_same.timing import Progress
 
 __version__ = "0.1.0"
@@ -46,8 +50,11 @@ __all__ = [
     "CheckpointSelect",
     "CustomSAME",
     "FriendlySAM",
+    "GradientCurvature",
     "GradientNormMonitor",
     "GradientNormPenalty",
+    "Hessian",
+    "HessianTrace",
     "LookSAM",
     "Memory",
     "MomentumSAM",
@@ -56,8 +63,15 @@ __all__ = [
     "SAMDirection",
     "SAMMagnitude",
     "SAMMixin",
+    "SharpnessMonitor",
+    "SpectralDensity",
+    "TopEigenvalue",
     "TwoPassOptions",
     "VaSSO",
     "checkpoint_fractions",
+    "gradient_curvature",
+    "hessian_trace",
+    "spectral_density",
+    "top_eigenvalue",
     "with_sam",
 ]

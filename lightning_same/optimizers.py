@@ -1,7 +1,13 @@
-"""What the passes ask of an optimizer."""
+"""What the passes ask of an optimizer, and of the Trainer that steps it."""
 
+import math
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
+
+from lightning_same.timing import Progress
 
 
 def trained(optimizer: Optimizer) -> list[Tensor]:
@@ -26,6 +32,15 @@ def lr_ratio(optimizer: Optimizer) -> float:
     lr = float(group.get("lr", 1.0))
     peak = float(group.get("max_lr", group.get("initial_lr", lr)))
     return lr / peak if peak else 0.0
+
+
+def progress_of(trainer: pl.Trainer, step: int, optimizer: Optimizer) -> Progress:
+    """How far training has come when step ``step`` of an optimizer begins."""
+    try:
+        total = trainer.estimated_stepping_batches
+    except MisconfigurationException:  # The accumulation changes from epoch to epoch.
+        total = math.inf
+    return Progress(step, trainer.current_epoch, int(total) if 0 < total < math.inf else None, lr_ratio(optimizer))
 
 
 def momentum_of(optimizer: Optimizer, param: Tensor) -> Tensor | None:

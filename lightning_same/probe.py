@@ -129,7 +129,7 @@ def probe(
     def gradient(of: Samples) -> list[Tensor] | None:
         given = copy_of(of.batch)
         with torch.enable_grad(), trainer.precision_plugin.train_step_context():
-            loss = _training_loss(module, given, batch_idx) if loss_fn is None else loss_fn(module, given)
+            loss = training_loss(module, given, batch_idx) if loss_fn is None else loss_fn(module, given)
         if loss is None:
             return None
         checked_loss(loss, f"{type(module).__name__}.training_step" if loss_fn is None else "`loss_fn`")
@@ -148,7 +148,7 @@ def probe(
             found.append(_mean(trainer, params, grads, of.weight))
         return found
 
-    with _muted(module), muted_loggers(trainer):
+    with muted(module), muted_loggers(trainer):
         # With no parameter left out: a training step may write to any of them.
         before = Snapshot(module, device=module.device)
         try:
@@ -196,7 +196,8 @@ def _rows(batch: Any, mask: Tensor) -> Any:
     return torch.utils._pytree.tree_unflatten(cut, structure)
 
 
-def _training_loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> Any:
+def training_loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> Any:
+    """The loss that a module's training step returns for a batch."""
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
     output = module.training_step(batch, batch_idx) if takes_index else module.training_step(batch)
     return output["loss"] if isinstance(output, dict) else output
@@ -217,7 +218,7 @@ def _mean(trainer: pl.Trainer, params: Sequence[Tensor], grads: list[Tensor] | N
 
 
 @contextmanager
-def _muted(module: pl.LightningModule) -> Iterator[None]:
+def muted(module: pl.LightningModule) -> Iterator[None]:
     """Nothing that the module logs or prints is seen."""
     names = ("log", "print")
     hidden = {name: vars(module)[name] for name in names if name in vars(module)}

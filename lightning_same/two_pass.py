@@ -1,13 +1,11 @@
 """The two passes of one fit: the only place that runs two backward passes."""
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
@@ -16,7 +14,7 @@ from torch.optim import Optimizer
 from lightning_same.foreach import all_finite
 from lightning_same.gradients import TwoGradients, loss_scale
 from lightning_same.memory import Memory
-from lightning_same.optimizers import lr_ratio, momentum_of, radii_of, trained
+from lightning_same.optimizers import momentum_of, progress_of, radii_of, trained
 from lightning_same.options import TwoPassOptions
 from lightning_same.processes import mean_begun, replicated, unsynchronized
 from lightning_same.refusals import checked_loss, refuse_optimizer, refuse_options, refuse_rule
@@ -249,7 +247,7 @@ class TwoPass:
                 self._checked = True
             refuse_options(self._options, rule, name)
             optimizer = self._trainer.optimizers[index]
-            self._at = Progress(step, self._trainer.current_epoch, self._total(), lr_ratio(optimizer))
+            self._at = progress_of(self._trainer, step, optimizer)
             self._rho = value(rule.rho, self._at)
             self._may_perturb = rule.timing.active(self._at)
             if self._options.nonfinite == "skip" and rule.stateful:
@@ -266,14 +264,6 @@ class TwoPass:
         """Whether the gradients of pass one stay on their process."""
         local = self._options.ascent == "local" or self._by_micro_batch
         return local and replicated(self._trainer) is not None
-
-    def _total(self) -> int | None:
-        """Steps of the whole training, if that can be known."""
-        try:
-            total = self._trainer.estimated_stepping_batches
-        except MisconfigurationException:  # The accumulation changes from epoch to epoch.
-            return None
-        return int(total) if 0 < total < math.inf else None
 
     def _snapshot(self) -> Snapshot:
         # Asked anew each time: a callback may unfreeze parameters, or add a group, in the middle of training.

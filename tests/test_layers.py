@@ -40,8 +40,12 @@ LAYERS = {
     "combinations": Layer({"checkpoints", "foreach", "memory", "parts", "timing"}, ARITHMETIC),
     "rule": Layer({"combinations", "memory", "parts", "perturbations", "sharding", "timing"}, ARITHMETIC),
     "rules": Layer({"combinations", "parts", "perturbations", "rule", "timing"}, ARITHMETIC),
+    "lanczos": Layer({"foreach"}, ARITHMETIC),
+    "hessian": Layer({"lanczos"}, ARITHMETIC),
+    "curvature": Layer({"hessian", "lanczos"}, ARITHMETIC),
+    "spectrum": Layer({"hessian", "lanczos"}, ARITHMETIC),
     # Lightning. `two_pass` and `callbacks` stand side by side.
-    "optimizers": Layer(set(), ARITHMETIC),
+    "optimizers": Layer({"timing"}, LIGHTNING),
     "replay": Layer(set(), LIGHTNING | {"numpy", "torchmetrics"}),
     "gradients": Layer(set(), LIGHTNING),
     "silence": Layer(set(), LIGHTNING),
@@ -58,14 +62,23 @@ LAYERS = {
     "mixing": Layer({"mixin", "options", "refusals", "rule"}, LIGHTNING),
     "probe": Layer({"gradients", "refusals", "replay", "rules", "silence"}, LIGHTNING),
     "monitor": Layer({"gradients", "parts", "probe", "rule"}, LIGHTNING),
+    "sharpness": Layer(
+        {"curvature", "hessian", "optimizers", "parts", "probe", "refusals", "replay", "rule", "rules", "silence"}
+        | {"timing"},
+        LIGHTNING,
+    ),
     "callbacks": Layer({"checkpoints", "foreach", "gradients", "monitor", "norms", "optimizers", "probe"}, LIGHTNING),
     "__init__": Layer(
-        {"callbacks", "checkpoints", "memory", "mixin", "mixing", "options", "rule", "rules", "timing"},
+        {"callbacks", "checkpoints", "curvature", "hessian", "memory", "mixin", "mixing", "options", "rule", "rules"}
+        | {"sharpness", "spectrum", "timing"},
         set(),
     ),
     # The command line.
     "cli": Layer(
         {"combinations", "mixing", "options", "perturbations", "rule", "rules", "timing"}, LIGHTNING | {"jsonargparse"}
+    ),
+    "sharpness_command": Layer(
+        {"cli", "curvature", "sharpness", "spectrum"}, LIGHTNING | {"jsonargparse", "matplotlib"}
     ),
     "__main__": Layer({"cli", "plots", "sharpness_command"}, set()),
     # Pictures of what was logged.
@@ -190,7 +203,8 @@ import lightning_same
 
 for name in lightning_same.__all__:
     getattr(lightning_same, name)
-heavy = [name for name in sys.modules if name.startswith(("lightning_same.cli", "lightning_same.experiments"))]
+above = tuple(f"lightning_same.{name}" for name in ("cli", "experiments", "sharpness_command"))
+heavy = [name for name in sys.modules if name.startswith(above)]
 assert not heavy, heavy
 """
 
