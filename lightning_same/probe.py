@@ -14,7 +14,9 @@ from lightning_same.gradients import TwoGradients, loss_scale
 from lightning_same.refusals import checked_loss
 from lightning_same.replay import Snapshot, copy_of
 from lightning_same.rules import SAM
+from lightning_same.sharding import any_sharded
 from lightning_same.silence import muted_loggers
+from lightning_same.store import put
 
 LossFn = Callable[[pl.LightningModule, Any], Tensor]
 NoisyMask = Callable[[Any], Tensor]
@@ -45,7 +47,12 @@ class Probed(NamedTuple):
 
 
 def refuse_probe(
-    module: pl.LightningModule, trainer: pl.Trainer, loss_fn: LossFn | None, owner: str, parts: bool = False
+    module: pl.LightningModule,
+    trainer: pl.Trainer,
+    loss_fn: LossFn | None,
+    owner: str,
+    parts: bool = False,
+    curvature: bool = False,
 ) -> None:
     """Check that a module can be probed.
 
@@ -55,15 +62,23 @@ def refuse_probe(
         loss_fn: the loss, if it is not the training step's.
         owner: who wants to probe.
         parts: whether batches are to be cut into parts.
+        curvature: whether second derivatives are to be taken.
 
     Raises:
         RuntimeError: names ``owner``, the cause and the way out.
     """
     name = type(module).__name__
-    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+    sharding = isinstance(trainer.strategy, ModelParallelStrategy)
+    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy) or (sharding and curvature):
+        what = "whose second derivatives cannot be taken" if sharding else "which cannot be probed"
         raise RuntimeError(
-            f"{owner}: {type(trainer.strategy).__name__} shards the parameters, which cannot be probed yet. Use"
-            ' strategy="ddp", or leave the callback out.'
+            f"{owner}: {type(trainer.strategy).__name__} shards the parameters, {what}. Use"
+            f' {"" if sharding or curvature else "ModelParallelStrategy or "}strategy="ddp", or leave the callback out.'
+        )
+    if sharding and parts:
+        raise RuntimeError(
+            f"{owner}: ModelParallelStrategy lets all processes wait for each forward, and not every process has clean"
+            ' and noisy samples in every batch. Use strategy="ddp", or leave `noisy_mask` out.'
         )
     if loss_fn is None and not module.automatic_optimization:
         raise RuntimeError(
@@ -133,8 +148,7 @@ def probe(
         if loss is None:
             return None
         checked_loss(loss, f"{type(module).__name__}.training_step" if loss_fn is None else "`loss_fn`")
-        # Not `.backward`, which would fill `.grad` and drive DDP's reducer.
-        found = torch.autograd.grad(loss if scale is None else loss * scale, params, allow_unused=True)
+        found = derivatives(loss if scale is None else loss * scale, params)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True)]
 
     def gradients(along: list[Tensor] | None = None) -> list[list[Tensor]] | None:
@@ -163,6 +177,21 @@ def probe(
     for (mask, name, _), each in zip(parts, others, strict=True):
         found.setdefault(mask, {})[name] = each
     return Probed(whole, found)
+
+
+def derivatives(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradient of a loss, which leaves ``.grad`` as it is; of sharded parameters the mean over the processes."""
+    if not any_sharded(params):
+        # Not `.backward`, which would fill `.grad` and drive DDP's reducer.
+        return torch.autograd.grad(loss, params, allow_unused=True)
+    # FSDP2 spreads gradients over the processes where `.backward` leaves them, and nowhere else.
+    kept = {param: param.grad for param in params}
+    put(dict.fromkeys(params))
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+        return [param.grad for param in params]
+    finally:
+        put(kept)
 
 
 def _parts(trainer: pl.Trainer, module: nn.Module, batch: Any, noisy_mask: NoisyMask) -> dict[str, Samples]:
@@ -205,7 +234,7 @@ def training_loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> Any
 
 def _mean(trainer: pl.Trainer, params: Sequence[Tensor], grads: list[Tensor] | None, weight: float) -> list[Tensor]:
     """The weighted mean over processes, by one collective operation; None counts as nothing."""
-    if trainer.world_size == 1 and grads is not None:
+    if grads is not None and (trainer.world_size == 1 or any_sharded(params)):
         return grads
     if grads is None:
         grads, weight = [torch.zeros_like(param) for param in params], 0.0

@@ -130,7 +130,7 @@ class SharpnessMonitor(Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        refuse_probe(pl_module, trainer, self.loss_fn, "SharpnessMonitor")
+        refuse_probe(pl_module, trainer, self.loss_fn, "SharpnessMonitor", curvature=True)
         self._batches, self._vector = [], None
         if not isinstance(self.probe_batches, int):
             before = Snapshot(pl_module, list(pl_module.parameters()), pl_module.device)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from nets import Everything, Plain, RowLogger, TwoOptimizers, build, differences, fit, float64, observed_fit
 from ranks import Ranks
-from test_sharded import Sharded, strategy
+from test_sharded import Sharded, strategy, whole
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -418,19 +418,36 @@ def test_every_rank_holds_the_values_of_the_whole_batch(ranks: dict[int, Ranks],
     assert one == two == pytest.approx(last_values(mixed))
 
 
-def values_over_shards() -> list[dict[str, float]]:
+def over_shards(mixed: bool, monitored: bool = True) -> tuple[list[dict[str, float]], list[Tensor]]:
+    """The rows, and the weights at the end."""
     monitors = [CheckpointFractionMonitor(per_layer=True, histogram=True), GradientNormMonitor(per_layer=True)]
     options = strategy() if torch.distributed.is_initialized() else {}
-    return [row for _, row in rows_of(with_sam(build(Sharded), SAM(0.3)), *monitors, max_epochs=1, **options)]
+    module = with_sam(build(Sharded), SAM(0.3)) if mixed else build(Sharded)
+    rows = rows_of(module, *(monitors if monitored else []), max_epochs=1, **options)
+    return [row for _, row in rows], whole(module)
 
 
-def test_over_shards_the_values_are_those_of_the_whole(ranks: dict[int, Ranks]) -> None:
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_over_shards_the_values_are_those_of_the_whole(ranks: dict[int, Ranks], mixed: bool, size: int) -> None:
     """FSDP2: every process holds a part of each parameter, and on 4 of them some hold none of one."""
-    expected = values_over_shards()
-    for size in (2, 4):
-        rows, *silent = ranks[size].run(values_over_shards)
-        assert not any(silent)
-        assert [*map(dict, rows)] == [pytest.approx(row, rel=1e-4, abs=1e-7) for row in expected]
+    expected, _ = over_shards(mixed)
+    (rows, weights), *others = ranks[size].run(over_shards, mixed)
+    assert not any(more for more, _ in others)
+    assert [*map(dict, rows)] == [pytest.approx(row, rel=1e-4, abs=1e-7) for row in expected]
+    if not mixed:
+        # Nothing is disturbed, and `.grad` is as it was.
+        assert differences(weights, ranks[size].run(over_shards, mixed, False)[0][1]) == []
+
+
+def parts_over_shards() -> None:
+    monitor = CheckpointFractionMonitor(noisy_mask=lambda batch: batch[1] == 0)
+    with pytest.raises(RuntimeError, match="not every process has clean and noisy samples in every batch"):
+        fit(build(Sharded), callbacks=[monitor], **strategy())
+
+
+def test_parts_of_batches_are_refused_over_shards(ranks: dict[int, Ranks]) -> None:
+    ranks[2].run(parts_over_shards)
 
 
 class Manual(SAMMixin, TwoOptimizers):
