@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_same.gradients import TwoGradients
-from lightning_same.parts import finite
+from lightning_same.parts import number, whole
 from lightning_same.probe import LossFn, NoisyMask, probe, refuse_probe
 from lightning_same.rule import Rule
 
@@ -56,16 +56,13 @@ class GradientMonitor(Callback, abc.ABC):
     ) -> None:
         name = type(self).__name__
         for option, every in {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs}.items():
-            whole = isinstance(every, int) and not isinstance(every, bool)
-            if every is not None and not (whole and every >= 1):
-                raise ValueError(f"{name}: `{option}` must be a whole number >= 1, got {every!r}.")
+            if every is not None:
+                whole(self, option, every, at_least=1)
         if every_n_steps is not None and every_n_epochs is not None:
             raise ValueError(
                 f"{name}: `every_n_epochs` measures the first step of an epoch, so that `every_n_steps` has no meaning"
                 f" beside it; got {every_n_epochs} and {every_n_steps}. Give one of them."
             )
-        if not (finite(rho) and rho > 0):
-            raise ValueError(f"{name}: `rho` must be a finite number > 0, got {rho!r}.")
         if noisy_mask is not None and not callable(noisy_mask):
             raise ValueError(f"{name}: `noisy_mask` must be a function of the batch, got {noisy_mask!r}.")
         self.every_n_steps = every_n_steps
@@ -73,7 +70,7 @@ class GradientMonitor(Callback, abc.ABC):
         self.per_layer = per_layer
         self.noisy_mask = noisy_mask
         self.prog_bar = prog_bar
-        self.rho = rho
+        self.rho = number(self, "rho", rho, above=0)
         self.loss_fn = loss_fn
         self._values: dict[str, Tensor] = {}
 

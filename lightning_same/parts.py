@@ -35,7 +35,7 @@ class Part:
 
 
 def number(
-    owner: Part,
+    owner: object,
     name: str,
     value: Any,
     *,
@@ -64,7 +64,7 @@ def finite(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def whole(owner: Part, name: str, value: Any, *, at_least: int) -> int:
+def whole(owner: object, name: str, value: Any, *, at_least: int) -> int:
     """Return ``value`` if it is an integer of at least ``at_least``.
 
     Raises:

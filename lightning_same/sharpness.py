@@ -15,7 +15,7 @@ from typing_extensions import override
 from lightning_same.curvature import TopEigenvalue, measured
 from lightning_same.hessian import Hessian
 from lightning_same.optimizers import progress_of, radii_of
-from lightning_same.parts import finite
+from lightning_same.parts import number, whole
 from lightning_same.probe import LossFn, muted, refuse_probe, training_loss
 from lightning_same.refusals import checked_loss
 from lightning_same.replay import Snapshot, copy_of
@@ -100,14 +100,12 @@ class SharpnessMonitor(Callback):
         elif not probe_batches:
             raise ValueError("SharpnessMonitor: `probe_batches` holds no batch.")
         for name, count in counts.items():
-            whole = isinstance(count, int) and not isinstance(count, bool)
-            if count is not None and not (whole and count >= 1):
-                raise ValueError(f"SharpnessMonitor: `{name}` must be a whole number >= 1, got {count!r}.")
+            if count is not None:
+                whole(self, name, count, at_least=1)
         if every_n_steps is not None and every_n_epochs is not None:
             raise ValueError("SharpnessMonitor: give either `every_n_steps` or `every_n_epochs`, not both.")
-        for name, number in {"rho": rho, "tolerance": tolerance}.items():
-            if number is not None and not (finite(number) and number > 0):
-                raise ValueError(f"SharpnessMonitor: `{name}` must be a finite number > 0, got {number!r}.")
+        if rho is not None:
+            number(self, "rho", rho, above=0)
         if mode not in get_args(Mode):
             raise ValueError(f'SharpnessMonitor: `mode` must be "eval" or "train", got {mode!r}.')
         self.every_n_steps = every_n_steps or (None if every_n_epochs else EVERY_N_STEPS)
@@ -118,7 +116,7 @@ class SharpnessMonitor(Callback):
         self.rho = rho
         self.mode: Mode = mode
         self.track = track
-        self.tolerance = tolerance
+        self.tolerance = number(self, "tolerance", tolerance, above=0)
         self.both_ends = both_ends
         self.max_products = max_products
         self.seed = seed
