@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_same import CheckpointFractionMonitor, GradientNormMonitor
+from lightning_same import CheckpointFractionMonitor, GradientNormMonitor, SharpnessMonitor
 from lightning_same.experiments import Batch, DigitsData, ImageClassifier, SmallCNN
 from lightning_same.plots import main as plot
 
@@ -25,6 +25,7 @@ def main(target: Path, max_epochs: int = 40) -> None:
     monitors = [
         CheckpointFractionMonitor(every_n_steps=5, rho=0.2, noisy_mask=is_noisy),
         GradientNormMonitor(every_n_steps=5, rho=0.2),
+        SharpnessMonitor(every_n_steps=20, rho=0.2),
     ]
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
@@ -38,7 +39,7 @@ def main(target: Path, max_epochs: int = 40) -> None:
         data = DigitsData(noise_rate=0.4, val_fraction=0.2, batch_size=64, augment=False)
         trainer.fit(ImageClassifier(SmallCNN(10, width=16), num_classes=10), data)
         plot([folder])
-        for name in ("fractions", "norms"):
+        for name in ("fractions", "norms", "sharpness"):
             shutil.copy(Path(folder) / f"{name}.png", target / f"diagnostics_{name}.png")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from nets import Plain, build, fit
 
-from lightning_same import CheckpointFractionMonitor, GradientNormMonitor
+from lightning_same import CheckpointFractionMonitor, GradientNormMonitor, SharpnessMonitor
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "diagnostics.md").read_text()
@@ -17,18 +17,18 @@ SCRIPTS: list[str] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 NET = re.search(r"<!-- file: net.py -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, 1, 2])
 def test_scripts_run(
     index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert len(SCRIPTS) == 2
+    assert len(SCRIPTS) == 3
     assert NET is not None
     (tmp_path / "net.py").write_text(NET[1])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     exec(compile(SCRIPTS[index], "diagnostics.md", "exec"), {})
     monkeypatch.delitem(sys.modules, "net")
-    if "print" in SCRIPTS[index]:
+    if "sorted" in SCRIPTS[index]:
         keys = capsys.readouterr().out.split()
         options = PAGE.partition("- `every_n_epochs")[2]
         named = re.findall(r"`((?:ckpt|grad|weight)_[\w./-]+)`", options)
@@ -38,7 +38,7 @@ def test_scripts_run(
 
 
 def test_the_table_holds_every_key() -> None:
-    made = fit(build(Plain), callbacks=[CheckpointFractionMonitor(), GradientNormMonitor()])
+    made = fit(build(Plain), callbacks=[CheckpointFractionMonitor(), GradientNormMonitor(), SharpnessMonitor()])
     rows = re.findall(r"^\| `(.+?)` \|", PAGE, re.MULTILINE)
     assert sorted(rows) == sorted(made.callback_metrics)
 
