@@ -12,6 +12,13 @@ for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "ligh
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker runs all tests of several processes, and starts each group of them once."""
+    for item in items:
+        if "ranks" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ranks"))
+
+
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[dict[int, Ranks]]:
     """Groups of 2 and 4 processes, started at their first use."""
