@@ -29,12 +29,16 @@ overflow by themselves, too, so that there is no loop to compare with.
 
 def check() -> tuple[dict[Case, tuple[str, str]], dict[str, str]]:
     """All cells of one world size."""
-    cases = {case: (said(against_lightning(case)), f"{against_the_loop(case):.0e}") for case in CASES}
+    cases = {case: (said(against_lightning(case)), near(against_the_loop(case))) for case in CASES}
     return cases, {name: said(feature_against_lightning(name, 1)) for name in FEATURES}
 
 
 def said(differences: list[str]) -> str:
     return "=" if not differences else f"{len(differences)} differ"
+
+
+def near(difference: float) -> str:
+    return f"{difference:.0e}" if difference else "0"
 
 
 def table(found: dict[Case, tuple[str, str]], several: bool) -> str:
@@ -45,8 +49,8 @@ def table(found: dict[Case, tuple[str, str]], several: bool) -> str:
     for accumulate, precision in dict.fromkeys((case.accumulate, case.precision) for case in CASES):
         cells = []
         for column in columns:
-            exact, near = found[Case(accumulate, precision, *column)]
-            cells.append(exact if several and precision.endswith("overflows") else f"{exact} {near}")
+            exact, close = found[Case(accumulate, precision, *column)]
+            cells.append(exact if several and precision.endswith("overflows") else f"{exact} {close}")
         lines.append(f"| accumulate {accumulate}, {precision} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

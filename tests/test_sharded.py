@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lightning_same import SAM, SAME, LookSAM, Rule, VaSSO, checkpoint_fractions, with_sam
 from lightning_same.gradients import TwoGradients
+from lightning_same.timing import Chance
 
 
 class Sharded(Plain):
@@ -136,6 +137,44 @@ def train_through_nan() -> Any:
 
 def test_a_bad_step_is_skipped_by_all(ranks: dict[int, Ranks]) -> None:
     for skipped, weights in ranks[2].run(train_through_nan):
+        assert skipped == 1
+        assert all(weight.isfinite().all() for weight in weights)
+
+
+class Spike(torch.autograd.Function):
+    """0, with an infinite derivative by the first of its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor) -> Tensor:
+        ctx.shape = out.shape
+        return out.sum() * 0
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        spike = torch.zeros(ctx.shape)
+        spike[:, 0] = torch.inf
+        return spike
+
+
+class BadRow(Sharded):
+    """At one step the gradient of the first row is infinite, which is in the shard of the first rank alone."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss + Spike.apply(self(batch[0])) if self.trainer.global_step == 3 else loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.layers[2].parameters(), lr=0.1, weight_decay=0.1)
+
+
+def train_through_inf() -> Any:
+    module = with_sam(build(BadRow), SAM(0.3, timing=Chance(0.0)), nonfinite="skip")
+    made = fit(module, **strategy())
+    return made.callback_metrics["sam/skipped_steps"].item(), whole(module)
+
+
+def test_all_processes_agree_on_what_one_of_them_sees(ranks: dict[int, Ranks]) -> None:
+    for skipped, weights in ranks[2].run(train_through_inf):
         assert skipped == 1
         assert all(weight.isfinite().all() for weight in weights)
 
