@@ -206,7 +206,7 @@ class TwoPass:
             self._module.manual_backward(loss)
             return loss.detach()
 
-        def replay(last: bool) -> None:
+        def replay() -> None:
             assert before is not None
             before.restore()
             forward_backward()
@@ -270,15 +270,16 @@ class TwoPass:
         stepped = [param for optimizer in self._trainer.optimizers for param in trained(optimizer)]
         return Snapshot(self._module, stepped, self._module.device)
 
-    def _replay_window(self, last: bool) -> None:
-        """Repeat the forwards and backwards of pass one; the last of them synchronizes the gradients if ``last``."""
+    def _replay_window(self) -> None:
+        """Repeat the forwards and backwards of pass one."""
         ddp = replicated(self._trainer)
         for index, micro_batch in enumerate(self._window):
             micro_batch.before.restore()
             if ddp is not None:
                 ddp.require_forward_param_sync = micro_batch.buffers_synced
-            synchronize = last and index == len(self._window) - 1
-            with nullcontext() if synchronize else unsynchronized(self._strategy):
+            # The last one synchronizes the gradients, unless more micro-batches follow: Lightning blocks it then.
+            last = index == len(self._window) - 1
+            with nullcontext() if last else unsynchronized(self._strategy):
                 output = self._plain_training_step(*micro_batch.args)
                 loss = output["loss"] if isinstance(output, dict) else output
                 loss = checked_loss(loss, f"Pass two of {type(self._module).__name__}.training_step")
@@ -295,14 +296,14 @@ class TwoPass:
             params, [m for m in momenta.values() if m is not None], [radii[param] for param in params], self._at
         )
 
-    def _look(self, index: int, rule: Rule, replay: Callable[[bool], None], last: bool = True) -> None:
+    def _look(self, index: int, rule: Rule, replay: Callable[[], None], last: bool = True) -> None:
         """From g in ``.grad`` to s in ``.grad``, if the step perturbs; everything else stays as pass one left it.
 
         Args:
             index: of the optimizer whose parameters are perturbed.
             rule: the rule.
-            replay: repeats the forwards and backwards of pass one; told whether they are the last of the step.
-            last: whether they are.
+            replay: repeats the forwards and backwards of pass one.
+            last: whether they are the last of the step.
         """
         optimizer = self._trainer.optimizers[index]
         radii = radii_of(optimizer, self._rho)
@@ -334,7 +335,7 @@ class TwoPass:
                 if last and self._apart and self._options.ascent == "local":
                     base_arrives = self._store.average_base()
                 self._store.take_up()
-                replay(last)
+                replay()
         finally:
             self.sam_pass = 1
             after.restore()
