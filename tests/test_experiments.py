@@ -92,7 +92,9 @@ def test_no_accuracy_is_logged_for_samples_that_are_not_there(
     noise_rate: float, logged: set[str], tmp_path: Path
 ) -> None:
     t = trainer(tmp_path, max_epochs=2)
-    t.fit(ImageClassifier(SmallCNN(10, width=2), num_classes=10), DigitsData(noise_rate=noise_rate, fake=True))
+    data = DigitsData(fake=True)
+    data.noise_rate = noise_rate  # 1 is no option of a study
+    t.fit(ImageClassifier(SmallCNN(10, width=2), num_classes=10), data)
     split = {name for name in t.callback_metrics if name.endswith("_accuracy")}
     assert split == {f"train/{name}_accuracy" for name in logged}
 

@@ -1,0 +1,2 @@
+"""x."""
+def write_report(study, done, directory): return directory
