@@ -9,22 +9,25 @@ from typing_extensions import override
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions with BatchNorm and ReLU, two of them of stride 2, then average pooling and a linear layer.
 
+    With a ``pool`` above 1 the linear layer sees where a feature is, and fits wrong labels the sooner.
+
     Args:
         num_classes: number of classes.
         in_channels: channels of the image, 1 for grey.
         width: channels after the first convolution; the second and third have twice and four times as many.
+        pool: height and width to which the features are averaged.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 1, width: int = 32) -> None:
+    def __init__(self, num_classes: int, in_channels: int = 1, width: int = 32, pool: int = 1) -> None:
         super().__init__()
         self.features = nn.Sequential(
             Conv2dNormActivation(in_channels, width, stride=2),
             Conv2dNormActivation(width, 2 * width, stride=2),
             Conv2dNormActivation(2 * width, 4 * width),
-            nn.AdaptiveAvgPool2d(1),
+            nn.AdaptiveAvgPool2d(pool),
             nn.Flatten(),
         )
-        self.head = nn.Linear(4 * width, num_classes)
+        self.head = nn.Linear(4 * width * pool**2, num_classes)
 
     @override
     def forward(self, image: Tensor) -> Tensor:

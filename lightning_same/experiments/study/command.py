@@ -15,8 +15,9 @@ from lightning_same.experiments.study.check import check_names, check_room, chec
 from lightning_same.experiments.study.plan import Run, Study, StudyError
 from lightning_same.experiments.study.progress import StudyProgress
 from lightning_same.experiments.study.report import write_report
-from lightning_same.experiments.study.run import disk_is_full, finished, perform, write_atomically
+from lightning_same.experiments.study.run import disk_is_full, finished, perform
 from lightning_same.experiments.study.workers import run_all
+from lightning_same.experiments.study.writing import write_atomically
 
 PLAN = "study.json"
 RUNS = "runs"

@@ -15,6 +15,12 @@ import yaml  # type: ignore[import-untyped]
 
 Config = dict[str, Any]
 
+MARKER = "done.json"
+"""Written last into the directory of a run, and by renaming: a run without it counts as not begun."""
+
+METRICS = "metrics.csv"
+"""What the fit of a run has logged, beside it."""
+
 
 class StudyError(Exception):
     """What the person who gave the command has to know or to change; shown without a traceback."""

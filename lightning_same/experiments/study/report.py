@@ -1,2 +1,208 @@
-"""x."""
-def write_report(study, done, directory): return directory
+"""The report of a study: Markdown with its pictures and tables, and the same as one page of HTML."""
+
+import base64
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from markdown_it import MarkdownIt
+
+from lightning_same.experiments.study import figures, tables
+from lightning_same.experiments.study.plan import Run, Study
+from lightning_same.experiments.study.results import Results, read_results
+from lightning_same.experiments.study.statistics import RULE, WHY_T, comparisons, pairs
+from lightning_same.experiments.study.writing import write_atomically
+
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 68rem; margin: 0 auto; padding: 1rem; }}
+h1, h2 {{ line-height: 1.2; }}
+h2 {{ margin-top: 2.5rem; border-top: 1px solid #ddd; padding-top: 1rem; }}
+p, li {{ max-width: 46rem; }}
+.scroll {{ overflow-x: auto; margin: 1rem 0; }}
+table {{ border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #e3e3e3; white-space: nowrap; }}
+th {{ border-bottom: 2px solid #999; text-align: left; }}
+td:first-child, th:first-child {{ position: sticky; left: 0; background: #fff; }}
+.pictures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: 1rem;
+  max-width: none; }}
+.pictures img {{ width: 100%; max-width: 34rem; height: auto; }}
+code {{ background: #f3f3f3; padding: 0 .2em; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def write_report(study: Study, done: Sequence[Run], directory: Path) -> Path:
+    """Write the report on the runs that are finished.
+
+    Args:
+        study: the study.
+        done: its finished runs, at least one.
+        directory: the study's directory; receives ``report.md``, ``report.html``, ``tables/`` and ``figures/``.
+
+    Returns:
+        The HTML page.
+    """
+    results = read_results(done, directory / "runs")
+    compared = comparisons(study, done, results.curves)
+    finals = tables.final_values(results)
+    grid = tables.grid(results, finals)
+    reference = list(dict.fromkeys(run.variant for run in done if run.method == study.reference))
+    pictures = {
+        "Over training": figures.curve_pictures(results.curves, reference),
+        "True and wrong labels": figures.clean_against_memorised(results.curves, reference),
+        "Sharpness and gradient norm": figures.against_accuracy(results.curves, reference),
+        "The four checkpoints": figures.fraction_pictures(results.curves),
+    }
+    times = results.runs.groupby("variant", sort=False)["seconds_per_epoch"].median().reset_index()
+    content = {
+        "verdicts": compared,
+        "final": finals,
+        "summary": tables.summary(finals),
+        "curves": results.curves,
+        "grid": grid,
+        "times": times,
+    }
+    _replace(directory / "tables", {f"{name}.csv": _csv(rows) for name, rows in content.items() if rows is not None})
+    drawn = [picture for group in pictures.values() for picture in group]
+    _replace(directory / "figures", {f"{picture.name}.svg": picture.svg for picture in drawn})
+    text = _text(study, done, results, compared, finals, grid, times, pictures)
+    write_atomically(directory / "report.md", text)
+    page = directory / "report.html"
+    write_atomically(page, html(text, study.name, {f"figures/{p.name}.svg": p.svg for p in drawn}))
+    return page
+
+
+def html(text: str, title: str, images: dict[str, bytes]) -> str:
+    """A page that needs no other file, made of Markdown and the images that it names."""
+    body = MarkdownIt("commonmark").enable("table").render(text)
+    for name, svg in images.items():
+        body = body.replace(f'src="{name}"', f'src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"')
+    body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    body = re.sub(r"<p>(?=<img)", '<p class="pictures">', body)
+    return PAGE.format(title=title, body=body)
+
+
+def _text(
+    study: Study,
+    done: Sequence[Run],
+    results: Results,
+    compared: pd.DataFrame,
+    finals: pd.DataFrame,
+    grid: pd.DataFrame | None,
+    times: pd.DataFrame,
+    pictures: dict[str, list[figures.Picture]],
+) -> str:
+    several = len({other.variant for _, other in pairs(study.reference, done)}) > 1
+    seeds = sorted({run.seed for run in done})
+    left = [run.name for run in study.runs if run not in done]
+    rates = results.runs["noise_rate"].dropna()
+    head = [f"# {study.name}", study.description]
+    head.append(
+        f"{len(done)} of {len(study.runs)} runs are finished: {len({run.variant for run in done})} variants, seeds "
+        + ", ".join(map(str, seeds))
+        + "."
+        + (f" Wrong training labels: {_range(rates)}." if len(rates) else "")
+        + f" The early phase is the first {study.early:.0%} of the epochs, the late phase the last {study.late:.0%}."
+    )
+    if left:
+        head.append("Not finished, and not in what follows: " + ", ".join(f"`{name}`" for name in left) + ".")
+    body = ["## Verdicts", RULE]
+    if len(compared):
+        body += [
+            f"Differences to {study.reference} in percentage points, with their 95% intervals:",
+            tables.markdown(tables.verdicts(compared, several)),
+            "*The seed says* holds its own reading, made on CIFAR-100 without label noise; *open* means that this study"
+            " does not decide.",
+            WHY_T,
+        ]
+        if "clean" in compared or "memorised" in compared:
+            body += [
+                "The same for the two halves of the training accuracy: on samples whose label is true (*clean*), and the"
+                " share of the wrong labels that is predicted (*memorised*):",
+                tables.markdown(tables.parts(compared, several)),
+            ]
+    else:
+        body.append(f"No pair of runs is finished that could be compared with {study.reference}.")
+    body += ["## At the end of training", _final_note(), tables.markdown(_final_table(finals))]
+    if grid is not None:
+        body += ["## Over what was swept", "Test accuracy in percent (test loss) of the last weights.", _grid_table(grid)]
+    notes = {
+        "Sharpness and gradient norm": "Neither was logged: add `GradientNormMonitor` or `SharpnessMonitor` to the"
+        " callbacks of the study's base configuration.",
+        "The four checkpoints": "Not logged: add `CheckpointFractionMonitor` to the callbacks.",
+    }
+    for title, group in pictures.items():
+        shown = "\n".join(f"![{picture.caption}](figures/{picture.name}.svg)" for picture in group)
+        body += [f"## {title}", shown or notes.get(title, "Not logged.")]
+    body += [
+        "## Time",
+        "Median seconds of training per epoch, without validation. Only these depend on the machine.",
+        tables.markdown(times, {"seconds_per_epoch": lambda value: "" if pd.isna(value) else f"{value:.2f}"}),
+    ]
+    return "\n\n".join(part for part in [*head, *body] if part) + "\n"
+
+
+def _range(rates: pd.Series) -> str:
+    low, high = rates.min(), rates.max()
+    return f"{low:.1%}" if f"{low:.1%}" == f"{high:.1%}" else f"{low:.1%} to {high:.1%}"
+
+
+def _final_note() -> str:
+    return (
+        "Mean ± standard deviation over the seeds, accuracies in percent. *Test, best* is at the epoch that was best on"
+        " validation, not on test. *Training* counts the labels given, *true labels* the samples whose label is true,"
+        " *memorised* the wrong labels predicted; all three without augmentation, in evaluation mode, after the epoch."
+        " *Gap* is training minus validation."
+    )
+
+
+def _final_table(finals: pd.DataFrame) -> pd.DataFrame:
+    rows = tables.summary(finals)
+    shown = {"method": rows["variant"], "seeds": rows["seeds"]}
+    for name, heading in tables.END.items():
+        if f"{name}/mean" in rows:
+            pair = zip(rows[f"{name}/mean"], rows[f"{name}/std"], strict=True)
+            shown[heading] = pd.Series([tables.spread(mean, std, "loss" not in name) for mean, std in pair])
+    return pd.DataFrame(shown)
+
+
+def _grid_table(grid: pd.DataFrame) -> str:
+    down, across, *values = grid.columns
+    cells = grid.assign(
+        cell=[
+            f"{100 * row[values[0]]:.2f}" + (f" ({row[values[1]]:.4f})" if len(values) > 1 else "")
+            for _, row in grid.iterrows()
+        ]
+    )
+    order = list(dict.fromkeys(grid[across]))
+    wide = cells.pivot(index=down, columns=across, values="cell").reindex(columns=order).fillna("").reset_index()
+    return tables.markdown(wide)
+
+
+def _csv(rows: pd.DataFrame) -> bytes:
+    return rows.to_csv(index=False, lineterminator="\n").encode()
+
+
+def _replace(directory: Path, files: dict[str, bytes]) -> None:
+    """Make a directory hold these files and no others of their kind."""
+    directory.mkdir(exist_ok=True)
+    suffixes = {Path(name).suffix for name in files}
+    for path in directory.iterdir():
+        if path.suffix in suffixes and path.name not in files:
+            path.unlink()
+    for name, content in files.items():
+        write_atomically(directory / name, content)

@@ -19,12 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from lightning_same.cli import SAMCLI
-from lightning_same.experiments.study.plan import Config, Run, StudyError, set_option
-
-MARKER = "done.json"
-"""Written last, and by renaming: a run without it counts as not begun."""
-
-METRICS = "metrics.csv"
+from lightning_same.experiments.study.plan import MARKER, Config, Run, StudyError, set_option
+from lightning_same.experiments.study.writing import write_atomically
 
 
 def finished(run: Run, directory: Path) -> bool:
@@ -137,19 +133,6 @@ def _outcome(run: Run, cli: SAMCLI, watch: Watch) -> Config:
         "device": str(trainer.strategy.root_device),
         "versions": {name: version(name) for name in ("lightning-same", "lightning", "torch")},
     }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either there as a whole or not at all, whatever happens meanwhile."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def disk_is_full(error: BaseException | None, directory: Path) -> bool:

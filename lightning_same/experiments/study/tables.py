@@ -1,0 +1,134 @@
+"""The numbers of a report, as tables."""
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from lightning_same.experiments.study.results import Results
+from lightning_same.experiments.study.statistics import COMPARED
+
+END = {
+    "last/test/accuracy": "test, last",
+    "best/test/accuracy": "test, best",
+    "val/accuracy": "validation",
+    "train_eval/accuracy": "training",
+    "train_eval/clean_accuracy": "true labels",
+    "train_eval/noisy_accuracy": "memorised",
+    "gap": "gap",
+    "val/loss": "validation loss",
+    "train_eval/loss": "training loss",
+}
+"""What the table of final values shows, where the runs have it, and its heading."""
+
+
+def final_values(results: Results) -> pd.DataFrame:
+    """Each run at its end: the tests, and the metrics of the last epoch.
+
+    Returns:
+        One row per run: ``variant``, ``seed``, and the columns of `END` that the runs have.
+    """
+    last = results.curves.sort_values("epoch").groupby("run").tail(1).drop(columns=["method", "variant", "seed"])
+    rows = results.runs.merge(last, on="run", how="left")
+    if {"train_eval/accuracy", "val/accuracy"} <= set(rows):
+        rows["gap"] = rows["train_eval/accuracy"] - rows["val/accuracy"]
+    return rows[["variant", "seed", *(name for name in END if name in rows)]]
+
+
+def summary(finals: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over the seeds, a row per variant in the order of the study."""
+    order = finals["variant"].unique()
+    grouped = finals.groupby("variant")
+    parts = {"seeds": grouped["seed"].count()}
+    for name in finals.columns.drop(["variant", "seed"]):
+        parts |= {f"{name}/mean": grouped[name].mean(), f"{name}/std": grouped[name].std(ddof=1)}
+    return pd.DataFrame(parts).loc[order].reset_index()
+
+
+def grid(results: Results, finals: pd.DataFrame) -> pd.DataFrame | None:
+    """Accuracy and loss on the test data over what was swept, means over the seeds.
+
+    Returns:
+        A row for each value of the first swept option that every method but plain training has (the radius, where it was
+        swept), a column for each method with its other settings; None where less than two values were swept.
+    """
+    swept = [name for name in results.runs.columns if name in _swept(results)]
+    if not swept:
+        return None
+    down = "rho" if "rho" in swept else swept[-1]
+    across = [name for name in swept if name != down]
+    accuracy = "last/test/accuracy" if "last/test/accuracy" in finals else "val/accuracy"
+    loss = accuracy.replace("accuracy", "loss")
+    rows = results.runs.merge(
+        finals.drop(columns=[name for name in finals.columns if name in results.runs and name not in ("variant", "seed")]),
+        on=["variant", "seed"],
+    )
+    rows["column"] = [
+        ", ".join([row["method"], *(f"{name} {row[name]:g}" for name in across if pd.notna(row[name]))])
+        if all(isinstance(row[name], int | float) for name in across)
+        else ", ".join([row["method"], *(f"{name} {row[name]}" for name in across if pd.notna(row[name]))])
+        for _, row in rows.iterrows()
+    ]
+    wanted = [name for name in (accuracy, loss) if name in rows]
+    rows[down] = rows[down].astype(object).where(rows[down].notna(), "-")
+    return rows.groupby([down, "column"], sort=False)[wanted].mean().reset_index()
+
+
+def _swept(results: Results) -> set[str]:
+    fixed = {"run", "method", "variant", "seed", "best_epoch", "noise_rate", "seconds_per_epoch"}
+    return {name for name in results.runs.columns if name not in fixed and "/" not in name}
+
+
+def markdown(rows: pd.DataFrame, formats: dict[str, Callable[[object], str]] | None = None) -> str:
+    """A table in Markdown; numbers stand on the right."""
+    formats = formats or {}
+    cells = [[formats.get(name, str)(value) for name, value in row.items()] for _, row in rows.iterrows()]
+    marks = ["---" if rows[name].dtype == object or rows[name].dtype == "str" else "---:" for name in rows]
+    lines = [list(map(str, rows.columns)), marks, *cells]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def percent(value: object) -> str:
+    """A share in percent, or nothing."""
+    return "" if pd.isna(value) else f"{100 * float(value):.1f}%"  # type: ignore[call-overload, arg-type]
+
+
+def spread(mean: float, std: float, share: bool) -> str:
+    """Mean and standard deviation, shares in percent."""
+    scale, digits = (100, 1) if share else (1, 3)
+    if pd.isna(mean):
+        return ""
+    return f"{scale * mean:.{digits}f}" + ("" if pd.isna(std) else f" ± {scale * std:.{digits}f}")
+
+
+def difference(row: pd.Series, name: str) -> str:
+    """A difference in percentage points with its interval."""
+    mean, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if pd.isna(mean):
+        return ""
+    return f"{mean:+.1f}" + ("" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]")
+
+
+def verdicts(compared: pd.DataFrame, several: bool) -> pd.DataFrame:
+    """The verdict table as it is shown."""
+    return pd.DataFrame(
+        {
+            "method": compared["variant"] + (" / " + compared["reference"] if several else ""),
+            "phase": compared["phase"],
+            **{name: [difference(row, name) for _, row in compared.iterrows()] for name in ("train", "validation")},
+            "verdict": [f"**{word}**" if word != "undecided" else word for word in compared["verdict"]],
+            "the seed says": compared["seed_says"],
+            "agrees": compared["agrees"],
+        }
+    )
+
+
+def parts(compared: pd.DataFrame, several: bool) -> pd.DataFrame:
+    """The differences on true and on wrong labels as they are shown."""
+    shown: Sequence[str] = [name for name in COMPARED if name in compared and name not in ("train", "validation")]
+    return pd.DataFrame(
+        {
+            "method": compared["variant"] + (" / " + compared["reference"] if several else ""),
+            "phase": compared["phase"],
+            **{name: [difference(row, name) for _, row in compared.iterrows()] for name in shown},
+        }
+    )
