@@ -232,7 +232,9 @@ def test_a_broken_idx_file_is_refused(content: bytes, message: str, tmp_path: Pa
         read_idx(tmp_path / "broken.gz")
 
 
-@pytest.mark.parametrize("option", [{"noise_rate": 1.5}, {"noise_rate": 1.0}, {"val_fraction": 0.0}, {"val_fraction": 1.0}])
+@pytest.mark.parametrize(
+    "option", [{"noise_rate": 1.5}, {"noise_rate": 1.0}, {"val_fraction": 0.0}, {"val_fraction": 1.0}]
+)
 def test_data_names_what_is_out_of_range(option: dict[str, float]) -> None:
     (name, value), *_ = option.items()
     with pytest.raises(ValueError, match=f"DigitsData: `{name}` must be .*, got {value}"):

@@ -1,7 +1,5 @@
 """A plain LightningModule for images with noisy labels."""
 
-from typing import cast
-
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
@@ -53,10 +51,10 @@ class ImageClassifier(LightningModule):
           over those whose label is wrong. The second is the share of the noise that has been fitted. Neither is logged
           for an epoch that had no such sample.
         - ``val/loss``, ``val/accuracy``, ``test/loss``, ``test/accuracy``: on clean labels.
-        - ``train_eval/loss``, ``train_eval/accuracy``, ``train_eval/clean_accuracy``, ``train_eval/noisy_accuracy``: what
-          ``train/...`` says, but in evaluation mode at the weights that the epoch ends with, without augmentation, if the
-          data has a second validation loader for it (``train_eval=True``). So they mean the same for every method,
-          however many passes it takes. ``noisy_accuracy`` is the memorised share of the wrong labels;
+        - ``train_eval/loss``, ``train_eval/accuracy``, ``train_eval/clean_accuracy``, ``train_eval/noisy_accuracy``:
+          what ``train/...`` says, but in evaluation mode at the weights that the epoch ends with and without
+          augmentation, if the data has a second validation loader for it (``train_eval=True``). So they mean the same
+          for every method, however many passes it takes. ``noisy_accuracy`` is the memorised share of the wrong labels;
           ``train_eval/noisy_true_accuracy`` is the share of the same samples whose true label is predicted.
 
     Args:
@@ -81,9 +79,8 @@ class ImageClassifier(LightningModule):
         self.train_accuracy, self.val_accuracy, self.test_accuracy = accuracy, accuracy.clone(), accuracy.clone()
         self.clean_accuracy, self.noisy_accuracy = MaskedAccuracy(), MaskedAccuracy()
         self.train_eval_accuracy = accuracy.clone()
-        self.train_eval_parts = nn.ModuleDict(
-            {name: MaskedAccuracy() for name in ("clean_accuracy", "noisy_accuracy", "noisy_true_accuracy")}
-        )
+        self.train_eval_clean, self.train_eval_noisy = MaskedAccuracy(), MaskedAccuracy()
+        self.train_eval_noisy_true = MaskedAccuracy()
 
     @override
     def forward(self, image: Tensor) -> Tensor:
@@ -116,17 +113,21 @@ class ImageClassifier(LightningModule):
             self._evaluate("val", batch, self.val_accuracy)
             return
         predicted = self._evaluate("train_eval", batch, self.train_eval_accuracy).argmax(1)
-        hit, noisy, parts = predicted == batch.label, batch.noisy, self.train_eval_parts
-        parts["clean_accuracy"].update(hit, ~noisy)
-        parts["noisy_accuracy"].update(hit, noisy)
-        parts["noisy_true_accuracy"].update(predicted == batch.true_label, noisy)
+        self.train_eval_clean.update(predicted == batch.label, ~batch.noisy)
+        self.train_eval_noisy.update(predicted == batch.label, batch.noisy)
+        self.train_eval_noisy_true.update(predicted == batch.true_label, batch.noisy)
 
     @override
     def on_validation_epoch_end(self) -> None:
         """Log the parts of the training accuracy that were evaluated."""
-        parts = {f"train_eval/{name}": cast(MaskedAccuracy, part) for name, part in self.train_eval_parts.items()}
-        if any(part.update_called for part in parts.values()):
-            self._log_parts(parts)
+        if self.train_eval_clean.update_called:
+            self._log_parts(
+                {
+                    "train_eval/clean_accuracy": self.train_eval_clean,
+                    "train_eval/noisy_accuracy": self.train_eval_noisy,
+                    "train_eval/noisy_true_accuracy": self.train_eval_noisy_true,
+                }
+            )
 
     def _log_parts(self, parts: dict[str, MaskedAccuracy]) -> None:
         for name, metric in parts.items():

@@ -35,8 +35,8 @@ class NoisyImageData(LightningDataModule, abc.ABC):
     ``split_seed`` and ``noise_seed`` alone: they are the same whatever the method, the global seed and the rank. The
     order of the samples and the augmentation follow the global seed.
 
-    With ``train_eval`` there are two validation loaders: the clean validation images, and after them the training images
-    as they are, without augmentation and in a fixed order, with the labels to train on.
+    With ``train_eval`` there are two validation loaders: the clean validation images, and after them the training
+    images as they are, without augmentation and in a fixed order, with the labels to train on.
 
     Args:
         noise_rate: share of the training labels that is replaced by another class, from 0 to below 1. What it means for
@@ -94,9 +94,7 @@ class NoisyImageData(LightningDataModule, abc.ABC):
     ) -> None:
         super().__init__()
         if not 0 <= noise_rate < 1:
-            raise ValueError(
-                f"{type(self).__name__}: `noise_rate` must be from 0 to below 1, got {noise_rate!r}."
-            )
+            raise ValueError(f"{type(self).__name__}: `noise_rate` must be from 0 to below 1, got {noise_rate!r}.")
         if not 0 < val_fraction < 1:
             raise ValueError(
                 f"{type(self).__name__}: `val_fraction` must be above 0 and below 1, got {val_fraction!r}."
@@ -259,7 +257,7 @@ class DigitsData(NoisyImageData):
     mean = (0.305,)
     std = (0.376,)
     padding = 1
-    class_map = {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}
+    class_map: ClassVar[Mapping[int, int]] = {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}
 
     @override
     def read(self, train: bool) -> Images:
@@ -287,7 +285,7 @@ class FashionMNISTData(NoisyImageData):
     std = (0.353,)
     padding = 2
     flip = True
-    class_map = {9: 7, 7: 5, 2: 6, 4: 3, 3: 4}
+    class_map: ClassVar[Mapping[int, int]] = {9: 7, 7: 5, 2: 6, 4: 3, 3: 4}
 
     @override
     def download(self) -> None:
@@ -331,7 +329,7 @@ class CIFAR10Data(NoisyImageData):
     std = (0.2470, 0.2435, 0.2616)
     padding = 4
     flip = True
-    class_map = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+    class_map: ClassVar[Mapping[int, int]] = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 
     source: ClassVar[type] = CIFAR10
 

@@ -3,7 +3,7 @@
 import io
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -77,7 +77,7 @@ def curve_pictures(curves: pd.DataFrame, reference: Sequence[str]) -> list[Pictu
 
 
 def clean_against_memorised(curves: pd.DataFrame, reference: Sequence[str]) -> list[Picture]:
-    """How much of the true labels is learnt by the time that so much of the wrong ones is: Baek et al. 2024, figure 1."""
+    """How much of the true labels is learnt by the time that so much of the wrong ones is (Baek et al., figure 1)."""
     x, y = "train_eval/noisy_accuracy", "train_eval/clean_accuracy"
     pictures = []
     if x in curves and y in curves:
@@ -91,8 +91,8 @@ def clean_against_memorised(curves: pd.DataFrame, reference: Sequence[str]) -> l
                 for axis in axes.xaxis, axes.yaxis:
                     axis.set_major_formatter(PercentFormatter(1.0))
                 found.caption = (
-                    "Training accuracy on true labels against the memorised share of the wrong ones, a point per epoch, "
-                    "the last one large; further up and left is better"
+                    "Training accuracy on true labels against the memorised share of the wrong ones, a point per epoch,"
+                    " the last one large; further up and left is better"
                 )
             pictures.append(found.picture)
     return pictures
@@ -129,7 +129,9 @@ def fraction_pictures(curves: pd.DataFrame) -> list[Picture]:
         shares = curves[curves["variant"] == variant].groupby("epoch")[columns].mean()
         with _panel(variant, f"fractions-{number}") as (axes, found):
             axes.stackplot(shares.index, shares.T, labels=list(SHARES), colors=list(SHARES.values()), linewidth=0)
-            axes.set(xlabel="epoch", ylabel="share of the elements", ylim=(0, 1), xlim=(shares.index[0], shares.index[-1]))
+            axes.set(
+                xlabel="epoch", ylabel="share of the elements", ylim=(0, 1), xlim=(shares.index[0], shares.index[-1])
+            )
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
             found.caption = f"Shares of the four checkpoints over training under {variant}"
         pictures.append(found.picture)
@@ -170,14 +172,10 @@ def _groups(curves: pd.DataFrame, reference: Sequence[str]) -> Iterator[tuple[st
     shown = [variant for variant in reference if variant in set(curves["variant"])]
     if len(shown) > 2:  # a reference at many settings is itself a curve among others
         others, shown = [*shown, *others], []
-    batches = list(itertools.batched(others, len(COLOURS))) if hasattr(itertools, "batched") else _batched(others)
-    for number, batch in enumerate(batches or [()]):
-        yield (f"-{number + 1}" if len(batches) > 1 else ""), [*shown, *batch]
-
-
-def _batched(names: Sequence[str]) -> list[tuple[str, ...]]:
     size = len(COLOURS)
-    return [tuple(names[start : start + size]) for start in range(0, len(names), size)]
+    batches = [others[start : start + size] for start in range(0, len(others), size)] or [[]]
+    for number, batch in enumerate(batches):
+        yield (f"-{number + 1}" if len(batches) > 1 else ""), [*shown, *batch]
 
 
 def _coloured(variants: Sequence[str], reference: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -125,21 +125,25 @@ def _text(
         body += [
             f"Differences to {study.reference} in percentage points, with their 95% intervals:",
             tables.markdown(tables.verdicts(compared, several)),
-            "*The seed says* holds its own reading, made on CIFAR-100 without label noise; *open* means that this study"
-            " does not decide.",
+            "*The notes say* holds their own reading, made without label noise; *open* means that this study does not"
+            " decide.",
             WHY_T,
         ]
         if "clean" in compared or "memorised" in compared:
             body += [
-                "The same for the two halves of the training accuracy: on samples whose label is true (*clean*), and the"
-                " share of the wrong labels that is predicted (*memorised*):",
+                "The same for the two halves of the training accuracy: on samples whose label is true (*clean*), and"
+                " the share of the wrong labels that is predicted (*memorised*):",
                 tables.markdown(tables.parts(compared, several)),
             ]
     else:
         body.append(f"No pair of runs is finished that could be compared with {study.reference}.")
     body += ["## At the end of training", _final_note(), tables.markdown(_final_table(finals))]
     if grid is not None:
-        body += ["## Over what was swept", "Test accuracy in percent (test loss) of the last weights.", _grid_table(grid)]
+        body += [
+            "## Over what was swept",
+            "Accuracy in percent (loss) of the last weights.",
+            _grid_table(grid),
+        ]
     notes = {
         "Sharpness and gradient norm": "Neither was logged: add `GradientNormMonitor` or `SharpnessMonitor` to the"
         " callbacks of the study's base configuration.",
@@ -151,7 +155,7 @@ def _text(
     body += [
         "## Time",
         "Median seconds of training per epoch, without validation. Only these depend on the machine.",
-        tables.markdown(times, {"seconds_per_epoch": lambda value: "" if pd.isna(value) else f"{value:.2f}"}),
+        tables.markdown(times, {"seconds_per_epoch": lambda value: f"{value:.2f}"}),
     ]
     return "\n\n".join(part for part in [*head, *body] if part) + "\n"
 

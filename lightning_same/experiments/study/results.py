@@ -14,14 +14,15 @@ class Results(NamedTuple):
     """The finished runs of a study.
 
     Attributes:
-        runs: one row per run: ``run``, ``method``, ``variant``, ``seed``, the swept options under their short names, what
-            was tested (``last/test/accuracy``, ``best/test/accuracy``, ...), ``best_epoch``, ``noise_rate``,
-            ``seconds_per_epoch``.
-        curves: one row per run and epoch: ``run``, ``method``, ``variant``, ``seed``, ``epoch`` from 1, ``progress`` from
-            0 to 1, and every metric that the run has logged; the mean over the epoch where there is more than one value.
+        runs: one row per run: ``run``, ``method``, ``variant``, ``seed``, what was tested (``last/test/accuracy``,
+            ``best/test/accuracy``, ...), ``best_epoch``, ``noise_rate``, ``seconds_per_epoch``.
+        settings: for each run, the swept options under their short names.
+        curves: one row per run and epoch: ``run``, ``method``, ``variant``, ``seed``, ``epoch`` from 1, and every
+            metric that the run has logged; the mean over the epoch where there is more than one value.
     """
 
     runs: pd.DataFrame
+    settings: pd.DataFrame
     curves: pd.DataFrame
 
 
@@ -35,10 +36,9 @@ def read_results(runs: Sequence[Run], directory: Path) -> Results:
     Raises:
         StudyError: if a file of a finished run is missing or broken; names it.
     """
-    rows, curves = [], []
+    rows, settings, curves = [], [], []
     for run in runs:
         place = directory / run.name
-        key = {"run": run.name, "method": run.method, "variant": run.variant, "seed": run.seed}
         try:
             outcome = json.loads((place / MARKER).read_text())
             curve = epochs(pd.read_csv(place / METRICS, float_precision="round_trip"))
@@ -48,9 +48,11 @@ def read_results(runs: Sequence[Run], directory: Path) -> Results:
             ) from error
         tests = {f"{which}/{name}": value for which, test in outcome["test"].items() for name, value in test.items()}
         kept = {name: outcome[name] for name in ("best_epoch", "noise_rate", "seconds_per_epoch")}
-        rows.append({**key, **{name.split(".")[-1]: value for name, value in run.settings.items()}, **tests, **kept})
-        curves.append(curve.assign(**key))
-    return Results(pd.DataFrame(rows), pd.concat(curves, ignore_index=True))
+        key = {"run": run.name, "method": run.method, "variant": run.variant, "seed": run.seed}
+        rows.append({**key, **tests, **kept})
+        settings.append({name.split(".")[-1]: value for name, value in run.settings.items()})
+        curves.append(pd.concat([pd.DataFrame([key] * len(curve)), curve], axis="columns"))
+    return Results(pd.DataFrame(rows), pd.DataFrame(settings), pd.concat(curves, ignore_index=True))
 
 
 def epochs(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -66,5 +68,4 @@ def epochs(metrics: pd.DataFrame) -> pd.DataFrame:
     values = metrics.drop(columns=["epoch", "step"], errors="ignore").groupby(epoch).mean()
     values = values.dropna(axis="columns", how="all").reset_index()
     values["epoch"] = values["epoch"].astype(int) + 1
-    values["progress"] = values["epoch"] / values["epoch"].max()
     return values

@@ -115,9 +115,9 @@ def _outcome(run: Run, cli: SAMCLI, watch: Watch) -> Config:
     tests: dict[str, dict[str, float]] = {}
     if data is not None and hasattr(model, "test_step"):
         # The last weights first: testing a checkpoint file puts its weights into the model.
-        (tests["last"],) = trainer.test(model, datamodule=data, verbose=False)
+        tests["last"] = dict(trainer.test(model, datamodule=data, verbose=False)[0])
         if best:
-            (tests["best"],) = trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)
+            tests["best"] = dict(trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)[0])
     if best:
         epoch = int(torch.load(best, map_location="cpu", weights_only=False)["epoch"])
         shutil.rmtree(Path(best).parent)
@@ -158,4 +158,3 @@ def output_to(path: Path) -> Iterator[None]:
         for stream, old in zip((1, 2), kept, strict=True):
             os.dup2(old, stream)
             os.close(old)
-

@@ -23,29 +23,29 @@ COMPARED = {
 """What is compared in each phase, under its name in the tables."""
 
 RULE = """\
-The seed of this project states two hypotheses about the accuracy of a method beside SAM's. *Noisy fitting*: the training
-accuracy increases rapidly, whereas the validation accuracy increases slowly. *Useful pattern*: the training accuracy
-increases slowly, whereas the validation accuracy increases quickly. Training accuracy counts the labels given, wrong ones
-included; validation accuracy counts true labels. For each phase and method, with both differences to SAM averaged over
-the epochs of the phase:
+The notes that started this project state two hypotheses about the accuracy of a method beside SAM's. *Noisy fitting*:
+the training accuracy increases rapidly, whereas the validation accuracy increases slowly. *Useful pattern*: the
+training accuracy increases slowly, whereas the validation accuracy increases quickly. Training accuracy counts the labels given,
+wrong ones included; validation accuracy counts true labels. For each phase and method, with both differences to SAM
+averaged over the epochs of the phase:
 
 | | validation higher | validation lower |
 |---|---|---|
 | training lower | useful pattern | underfitting |
 | training higher | useful pattern | noisy fitting |
 
-*Higher* and *lower* mean that the 95% interval of the difference lies above or below zero. Where either interval includes
-zero the verdict is *undecided*: that no difference was seen is no proof that there is none. That both being higher is a
-useful pattern, and both being lower underfitting, is how the seed reads its own later stage."""
+*Higher* and *lower* mean that the 95% interval of the difference lies above or below zero. Where either interval
+includes zero the verdict is *undecided*: that no difference was seen is no proof that there is none. That both being
+higher is a useful pattern, and both being lower underfitting, is how the notes read their own later stage."""
 
 WHY_T = """\
 The intervals are Student's t over the differences of paired seeds (equal seed: equal initial weights, order of the
 batches and wrong labels). A bootstrap over so few seeds promises more than it keeps: in simulated studies with normal
-differences, the percentile and the BCa bootstrap's 95% intervals held the truth in 72-74% of the studies with 3 seeds, 84%
-with 5 and 90-91% with 10; the studentized bootstrap is infinitely wide with 3. Student's held it in 94-96%. Every row is
-its own comparison; no correction is made for their number."""
+differences, the 95% intervals of the percentile and of the BCa bootstrap held the truth in 72 to 74% of the studies
+with 3 seeds, in 84% with 5 and in 90 to 91% with 10; the studentized bootstrap is infinitely wide with 3. Student's held it
+in 94 to 96%. Every row is its own comparison; no correction is made for their number."""
 
-SEED_SAYS = {
+NOTES_SAY = {
     (1, "early"): "useful pattern",
     (1, "late"): "useful pattern",
     (2, "early"): "noisy fitting",
@@ -55,7 +55,7 @@ SEED_SAYS = {
     (4, "early"): "useful pattern",
     (4, "late"): "useful pattern",
 }
-"""The seed's own verdicts on amplifying each checkpoint, made on CIFAR-100 without label noise."""
+"""What the first notes found when each checkpoint was amplified, without label noise."""
 
 
 class Interval(NamedTuple):
@@ -79,8 +79,7 @@ def interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
         level: the share of studies in which the interval shall hold the truth.
 
     Returns:
-        The mean with its interval, which is NaN below two differences. Differences that are all equal give an interval of
-        no width: with metrics that count samples that happens where both methods are at the same bound.
+        The mean with its interval, which is NaN below two differences.
     """
     values = np.asarray(differences, dtype=float)
     n = len(values)
@@ -121,9 +120,9 @@ def comparisons(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.D
     Settings that the reference does not have are no hindrance: it is compared with all values of them.
 
     Returns:
-        One row per variant, reference and phase: ``variant``, ``reference``, ``phase``, ``seeds``, for each of `COMPARED`
-        the mean and the ends of the interval (``train``, ``train_low``, ``train_high``, ...), ``verdict``, ``seed_says``
-        and ``agrees``. Metrics that the runs do not have are left out.
+        One row per variant, reference and phase: ``variant``, ``reference``, ``phase``, ``seeds``; for each of
+        `COMPARED` that the runs have logged the mean and the ends of the interval (``train``, ``train_low``,
+        ``train_high``, ...); ``verdict``, ``notes_say`` and ``agrees``.
     """
     shown = {name: metric for name, metric in COMPARED.items() if metric in curves}
     rows = []
@@ -141,8 +140,8 @@ def comparisons(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.D
                 row |= {name: found[name].mean, f"{name}_low": found[name].low, f"{name}_high": found[name].high}
             nothing = interval([])
             row["verdict"] = verdict(found.get("train", nothing), found.get("validation", nothing))
-            row["seed_says"] = SEED_SAYS.get((amplified(run.config), phase), "")
-            row["agrees"] = _agrees(row["verdict"], row["seed_says"])
+            row["notes_say"] = NOTES_SAY.get((amplified(run.config), phase), "")
+            row["agrees"] = _agrees(row["verdict"], row["notes_say"])
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -160,7 +159,7 @@ def pairs(reference: str, done: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 
 def amplified(config: Mapping[str, Any]) -> int:
-    """The one checkpoint that a run amplifies, which is what the seed has judged; 0 if it does something else."""
+    """The one checkpoint that a run amplifies, which is what the notes have judged; 0 if it does something else."""
     sam = config.get("sam")
     if not isinstance(sam, Mapping) or re.split(r"\.", str(sam.get("class_path")))[-1] != "SAME":
         return 0

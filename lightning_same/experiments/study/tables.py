@@ -38,58 +38,48 @@ def summary(finals: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over the seeds, a row per variant in the order of the study."""
     order = finals["variant"].unique()
     grouped = finals.groupby("variant")
-    parts = {"seeds": grouped["seed"].count()}
+    parts: dict[str, pd.Series] = {"seeds": grouped["seed"].count()}
     for name in finals.columns.drop(["variant", "seed"]):
         parts |= {f"{name}/mean": grouped[name].mean(), f"{name}/std": grouped[name].std(ddof=1)}
     return pd.DataFrame(parts).loc[order].reset_index()
 
 
 def grid(results: Results, finals: pd.DataFrame) -> pd.DataFrame | None:
-    """Accuracy and loss on the test data over what was swept, means over the seeds.
+    """Accuracy and loss of the last weights over what was swept, means over the seeds.
 
     Returns:
-        A row for each value of the first swept option that every method but plain training has (the radius, where it was
-        swept), a column for each method with its other settings; None where less than two values were swept.
+        One row for each cell: the radius, or the last swept option where it was not swept; ``column``, which is the
+        method with its other settings; the accuracy; and the loss. None where nothing was swept.
     """
-    swept = [name for name in results.runs.columns if name in _swept(results)]
-    if not swept:
+    settings = results.settings
+    if settings.columns.empty:
         return None
-    down = "rho" if "rho" in swept else swept[-1]
-    across = [name for name in swept if name != down]
-    accuracy = "last/test/accuracy" if "last/test/accuracy" in finals else "val/accuracy"
-    loss = accuracy.replace("accuracy", "loss")
-    rows = results.runs.merge(
-        finals.drop(columns=[name for name in finals.columns if name in results.runs and name not in ("variant", "seed")]),
-        on=["variant", "seed"],
+    down = "rho" if "rho" in settings else str(settings.columns[-1])
+    tested = "last/test/accuracy" in results.runs
+    others = settings.drop(columns=down).to_dict("records")
+    cells = pd.DataFrame(
+        {
+            down: settings[down].astype(object).where(settings[down].notna(), "none"),
+            "column": [
+                ", ".join([method, *(f"{name} {value}" for name, value in other.items() if pd.notna(value))])
+                for method, other in zip(results.runs["method"], others, strict=True)
+            ],
+        }
     )
-    rows["column"] = [
-        ", ".join([row["method"], *(f"{name} {row[name]:g}" for name in across if pd.notna(row[name]))])
-        if all(isinstance(row[name], int | float) for name in across)
-        else ", ".join([row["method"], *(f"{name} {row[name]}" for name in across if pd.notna(row[name]))])
-        for _, row in rows.iterrows()
-    ]
-    wanted = [name for name in (accuracy, loss) if name in rows]
-    rows[down] = rows[down].astype(object).where(rows[down].notna(), "-")
-    return rows.groupby([down, "column"], sort=False)[wanted].mean().reset_index()
-
-
-def _swept(results: Results) -> set[str]:
-    fixed = {"run", "method", "variant", "seed", "best_epoch", "noise_rate", "seconds_per_epoch"}
-    return {name for name in results.runs.columns if name not in fixed and "/" not in name}
+    for name in ("last/test/accuracy", "last/test/loss") if tested else ("val/accuracy", "val/loss"):
+        values = results.runs if tested else finals
+        if name in values:
+            cells[name] = values[name]
+    return cells.groupby([down, "column"], sort=False).mean().reset_index()
 
 
 def markdown(rows: pd.DataFrame, formats: dict[str, Callable[[object], str]] | None = None) -> str:
     """A table in Markdown; numbers stand on the right."""
     formats = formats or {}
-    cells = [[formats.get(name, str)(value) for name, value in row.items()] for _, row in rows.iterrows()]
+    cells = [[formats.get(str(name), str)(value) for name, value in row.items()] for _, row in rows.iterrows()]
     marks = ["---" if rows[name].dtype == object or rows[name].dtype == "str" else "---:" for name in rows]
     lines = [list(map(str, rows.columns)), marks, *cells]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def percent(value: object) -> str:
-    """A share in percent, or nothing."""
-    return "" if pd.isna(value) else f"{100 * float(value):.1f}%"  # type: ignore[call-overload, arg-type]
 
 
 def spread(mean: float, std: float, share: bool) -> str:
@@ -116,7 +106,7 @@ def verdicts(compared: pd.DataFrame, several: bool) -> pd.DataFrame:
             "phase": compared["phase"],
             **{name: [difference(row, name) for _, row in compared.iterrows()] for name in ("train", "validation")},
             "verdict": [f"**{word}**" if word != "undecided" else word for word in compared["verdict"]],
-            "the seed says": compared["seed_says"],
+            "the notes say": compared["notes_say"],
             "agrees": compared["agrees"],
         }
     )
