@@ -2,10 +2,11 @@
 
 import io
 import json
+import logging
 import shutil
 from argparse import ArgumentError
-from collections.abc import Iterable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -64,6 +65,16 @@ def check_names(wanted: Iterable[str], known: Iterable[str]) -> None:
             raise StudyError(f"There is no run {name!r} in this study. Its runs: {', '.join(names)}.")
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What is built to be checked does not report on itself."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def _built(run: Run) -> SAMCLI:
     with TemporaryDirectory() as empty:
         config = fit_config(run, Path(empty))
@@ -72,7 +83,7 @@ def _built(run: Run) -> SAMCLI:
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         said = io.StringIO()
         try:
-            with redirect_stderr(said), redirect_stdout(io.StringIO()):
+            with redirect_stderr(said), redirect_stdout(io.StringIO()), _silent():
                 return SAMCLI(args=["--config", str(path)], run=False, parser_kwargs={"exit_on_error": False})
         except SystemExit:
             raise StudyError(f"Method {run.method!r}: {said.getvalue().strip()}") from None

@@ -158,7 +158,7 @@ class _panel:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
-                self.figure.legend(loc="outside lower center", ncols=4, handlelength=1.2, columnspacing=1.2)
+                self.figure.legend(loc="outside lower center", ncols=5, handlelength=1.2, columnspacing=1.2)
                 file = io.BytesIO()
                 self.figure.savefig(file, format="svg", metadata={"Date": None})
                 self.picture = Picture(self.name, self.caption, file.getvalue())

@@ -123,6 +123,7 @@ def _text(
     body = ["## Verdicts", RULE]
     if len(compared):
         body += [
+            _in_short(compared, several),
             f"Differences to {study.reference} in percentage points, with their 95% intervals:",
             tables.markdown(tables.verdicts(compared, several)),
             "*The notes say* holds their own reading, made without label noise; *open* means that this study does not"
@@ -158,6 +159,14 @@ def _text(
         tables.markdown(times, {"seconds_per_epoch": lambda value: f"{value:.2f}"}),
     ]
     return "\n\n".join(part for part in [*head, *body] if part) + "\n"
+
+
+def _in_short(compared: pd.DataFrame, several: bool) -> str:
+    lines = []
+    for word, rows in compared.groupby("verdict"):
+        names = rows["variant"] + (" / " + rows["reference"] if several else "") + " (" + rows["phase"] + ")"
+        lines.append(f"- **{word}**: {', '.join(names)}")
+    return "\n".join(lines)
 
 
 def _range(rates: pd.Series) -> str:

@@ -12,6 +12,8 @@ from lightning_same.experiments.study.plan import Run, Study
 
 LEVEL = 0.95
 
+PHASES = "early", "late"
+
 TRAIN, VALIDATION = "train_eval/accuracy", "val/accuracy"
 
 COMPARED = {
@@ -25,9 +27,9 @@ COMPARED = {
 RULE = """\
 The notes that started this project state two hypotheses about the accuracy of a method beside SAM's. *Noisy fitting*:
 the training accuracy increases rapidly, whereas the validation accuracy increases slowly. *Useful pattern*: the
-training accuracy increases slowly, whereas the validation accuracy increases quickly. Training accuracy counts the labels given,
-wrong ones included; validation accuracy counts true labels. For each phase and method, with both differences to SAM
-averaged over the epochs of the phase:
+training accuracy increases slowly, whereas the validation accuracy increases quickly. Training accuracy counts the
+labels given, wrong ones included; validation accuracy counts true labels. For each phase and method, with both
+differences to SAM averaged over the epochs of the phase:
 
 | | validation higher | validation lower |
 |---|---|---|
@@ -42,8 +44,8 @@ WHY_T = """\
 The intervals are Student's t over the differences of paired seeds (equal seed: equal initial weights, order of the
 batches and wrong labels). A bootstrap over so few seeds promises more than it keeps: in simulated studies with normal
 differences, the 95% intervals of the percentile and of the BCa bootstrap held the truth in 72 to 74% of the studies
-with 3 seeds, in 84% with 5 and in 90 to 91% with 10; the studentized bootstrap is infinitely wide with 3. Student's held it
-in 94 to 96%. Every row is its own comparison; no correction is made for their number."""
+with 3 seeds, in 84% with 5 and in 90 to 91% with 10; the studentized bootstrap is infinitely wide with 3. Student's
+held it in 94 to 96%. Every row is its own comparison; no correction is made for their number."""
 
 NOTES_SAY = {
     (1, "early"): "useful pattern",
@@ -125,11 +127,11 @@ def comparisons(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.D
         ``train_high``, ...); ``verdict``, ``notes_say`` and ``agrees``.
     """
     shown = {name: metric for name, metric in COMPARED.items() if metric in curves}
+    means = {phase: phase_means(curves, getattr(study, phase), late=phase == "late") for phase in PHASES}
     rows = []
-    for phase in "early", "late":
-        means = phase_means(curves, getattr(study, phase), late=phase == "late")
-        for run, reference in pairs(study.reference, done):
-            ours, theirs = means.loc[run.variant], means.loc[reference.variant]
+    for run, reference in pairs(study.reference, done):
+        for phase in PHASES:
+            ours, theirs = means[phase].loc[run.variant], means[phase].loc[reference.variant]
             seeds = ours.index.intersection(theirs.index)
             row: dict[str, Any] = {"variant": run.variant, "reference": reference.variant, "phase": phase}
             row["seeds"] = len(seeds)

@@ -1,5 +1,6 @@
 """The numbers of a report, as tables."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import pandas as pd
@@ -92,7 +93,7 @@ def spread(mean: float, std: float, share: bool) -> str:
 
 def difference(row: pd.Series, name: str) -> str:
     """A difference in percentage points with its interval."""
-    mean, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    mean, low, high = (100 * row.get(key, math.nan) for key in (name, f"{name}_low", f"{name}_high"))
     if pd.isna(mean):
         return ""
     return f"{mean:+.1f}" + ("" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]")
@@ -104,8 +105,9 @@ def verdicts(compared: pd.DataFrame, several: bool) -> pd.DataFrame:
         {
             "method": compared["variant"] + (" / " + compared["reference"] if several else ""),
             "phase": compared["phase"],
-            **{name: [difference(row, name) for _, row in compared.iterrows()] for name in ("train", "validation")},
             "verdict": [f"**{word}**" if word != "undecided" else word for word in compared["verdict"]],
+            "training": [difference(row, "train") for _, row in compared.iterrows()],
+            "validation": [difference(row, "validation") for _, row in compared.iterrows()],
             "the notes say": compared["notes_say"],
             "agrees": compared["agrees"],
         }
