@@ -33,7 +33,7 @@ def main(args: Sequence[str]) -> None:
         SystemExit: 2 for bad input, 1 if a run failed, 130 if interrupted; the message is on the error stream.
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    options = _parser().parse_args(list(args))
+    options = _options(args)
     directory: Path | None = None
     try:
         if options.command == "report":
@@ -53,7 +53,7 @@ def main(args: Sequence[str]) -> None:
         sys.exit(2)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="lightning-same study", description="Train methods x seeds x swept options, and report on them."
     )
@@ -65,20 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", metavar="NAME", help="Only this run, in this process, and no report.")
     parser.add_argument("--dry-run", action="store_true", help="List the runs and which of them are finished.")
     parser.add_argument("--print-commands", action="store_true", help="Print one command per unfinished run.")
-    parse_args = parser.parse_args
-
-    def checked(args: Sequence[str]) -> argparse.Namespace:
-        options = parse_args(args)
-        if (options.command is None) != (options.directory is None):
-            parser.error("`report` needs the results directory: lightning-same study report DIR")
-        if options.command is None and options.config is None:
-            parser.error("give the study: --config configs/studies/digits.yaml, or `report DIR`")
-        if options.jobs < 1:
-            parser.error(f"--jobs must be at least 1, got {options.jobs}")
-        return options
-
-    parser.parse_args = checked  # type: ignore[assignment, method-assign]
-    return parser
+    options = parser.parse_args(list(args))
+    if (options.command is None) != (options.directory is None):
+        parser.error("`report` needs the results directory: lightning-same study report DIR")
+    if options.command is None and options.config is None:
+        parser.error("give the study: --config configs/studies/digits.yaml, or `report DIR`")
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
+    return options
 
 
 def _study(study: Study, directory: Path, options: argparse.Namespace, console: Console) -> None:

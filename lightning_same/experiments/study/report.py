@@ -1,48 +1,23 @@
-"""The report of a study: Markdown with its pictures and tables, and the same as one page of HTML."""
+"""The report of a study: what stands in it, and in which order."""
 
-import base64
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from markdown_it import MarkdownIt
 
-from lightning_same.experiments.study import figures, tables
+from lightning_same.experiments.study.figures import (
+    Picture,
+    against_accuracy,
+    clean_against_memorised,
+    curve_pictures,
+    fraction_pictures,
+)
+from lightning_same.experiments.study.page import page
 from lightning_same.experiments.study.plan import Run, Study
 from lightning_same.experiments.study.results import Results, read_results
 from lightning_same.experiments.study.statistics import RULE, WHY_T, comparisons, pairs
+from lightning_same.experiments.study.tables import END, final_values, grid, markdown, parts, spread, summary, verdicts
 from lightning_same.experiments.study.writing import write_atomically
-
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 68rem; margin: 0 auto; padding: 1rem; }}
-h1, h2 {{ line-height: 1.2; }}
-h2 {{ margin-top: 2.5rem; border-top: 1px solid #ddd; padding-top: 1rem; }}
-p, li {{ max-width: 46rem; }}
-.scroll {{ overflow-x: auto; margin: 1rem 0; }}
-table {{ border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #e3e3e3; white-space: nowrap; }}
-th {{ border-bottom: 2px solid #999; text-align: left; }}
-td:first-child, th:first-child {{ position: sticky; left: 0; background: #fff; }}
-.pictures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: 1rem;
-  max-width: none; }}
-.pictures img {{ width: 100%; max-width: 34rem; height: auto; }}
-code {{ background: #f3f3f3; padding: 0 .2em; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
 
 
 def write_report(study: Study, done: Sequence[Run], directory: Path) -> Path:
@@ -58,42 +33,32 @@ def write_report(study: Study, done: Sequence[Run], directory: Path) -> Path:
     """
     results = read_results(done, directory / "runs")
     compared = comparisons(study, done, results.curves)
-    finals = tables.final_values(results)
-    grid = tables.grid(results, finals)
+    finals = final_values(results)
+    cells = grid(results, finals)
     reference = list(dict.fromkeys(run.variant for run in done if run.method == study.reference))
     pictures = {
-        "Over training": figures.curve_pictures(results.curves, reference),
-        "True and wrong labels": figures.clean_against_memorised(results.curves, reference),
-        "Sharpness and gradient norm": figures.against_accuracy(results.curves, reference),
-        "The four checkpoints": figures.fraction_pictures(results.curves),
+        "Over training": curve_pictures(results.curves, reference),
+        "True and wrong labels": clean_against_memorised(results.curves, reference),
+        "Sharpness and gradient norm": against_accuracy(results.curves, reference),
+        "The four checkpoints": fraction_pictures(results.curves),
     }
     times = results.runs.groupby("variant", sort=False)["seconds_per_epoch"].median().reset_index()
     content = {
         "verdicts": compared,
         "final": finals,
-        "summary": tables.summary(finals),
+        "summary": summary(finals),
         "curves": results.curves,
-        "grid": grid,
+        "grid": cells,
         "times": times,
     }
     _replace(directory / "tables", {f"{name}.csv": _csv(rows) for name, rows in content.items() if rows is not None})
     drawn = [picture for group in pictures.values() for picture in group]
     _replace(directory / "figures", {f"{picture.name}.svg": picture.svg for picture in drawn})
-    text = _text(study, done, results, compared, finals, grid, times, pictures)
+    text = _text(study, done, results, compared, finals, cells, times, pictures)
     write_atomically(directory / "report.md", text)
-    page = directory / "report.html"
-    write_atomically(page, html(text, study.name, {f"figures/{p.name}.svg": p.svg for p in drawn}))
-    return page
-
-
-def html(text: str, title: str, images: dict[str, bytes]) -> str:
-    """A page that needs no other file, made of Markdown and the images that it names."""
-    body = MarkdownIt("commonmark").enable("table").render(text)
-    for name, svg in images.items():
-        body = body.replace(f'src="{name}"', f'src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"')
-    body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
-    body = re.sub(r"<p>(?=<img)", '<p class="pictures">', body)
-    return PAGE.format(title=title, body=body)
+    path = directory / "report.html"
+    write_atomically(path, page(text, study.name, {f"figures/{p.name}.svg": p.svg for p in drawn}))
+    return path
 
 
 def _text(
@@ -102,9 +67,9 @@ def _text(
     results: Results,
     compared: pd.DataFrame,
     finals: pd.DataFrame,
-    grid: pd.DataFrame | None,
+    cells: pd.DataFrame | None,
     times: pd.DataFrame,
-    pictures: dict[str, list[figures.Picture]],
+    pictures: dict[str, list[Picture]],
 ) -> str:
     several = len({other.variant for _, other in pairs(study.reference, done)}) > 1
     seeds = sorted({run.seed for run in done})
@@ -125,7 +90,7 @@ def _text(
         body += [
             _in_short(compared, several),
             f"Differences to {study.reference} in percentage points, with their 95% intervals:",
-            tables.markdown(tables.verdicts(compared, several)),
+            markdown(verdicts(compared, several)),
             "*The notes say* holds their own reading, made without label noise; *open* means that this study does not"
             " decide.",
             WHY_T,
@@ -134,16 +99,16 @@ def _text(
             body += [
                 "The same for the two halves of the training accuracy: on samples whose label is true (*clean*), and"
                 " the share of the wrong labels that is predicted (*memorised*):",
-                tables.markdown(tables.parts(compared, several)),
+                markdown(parts(compared, several)),
             ]
     else:
         body.append(f"No pair of runs is finished that could be compared with {study.reference}.")
-    body += ["## At the end of training", _final_note(), tables.markdown(_final_table(finals))]
-    if grid is not None:
+    body += ["## At the end of training", _final_note(), markdown(_final_table(finals))]
+    if cells is not None:
         body += [
             "## Over what was swept",
             "Accuracy in percent (loss) of the last weights.",
-            _grid_table(grid),
+            _grid_table(cells),
         ]
     notes = {
         "Sharpness and gradient norm": "Neither was logged: add `GradientNormMonitor` or `SharpnessMonitor` to the"
@@ -156,7 +121,7 @@ def _text(
     body += [
         "## Time",
         "Median seconds of training per epoch, without validation. Only these depend on the machine.",
-        tables.markdown(times, {"seconds_per_epoch": lambda value: f"{value:.2f}"}),
+        markdown(times, {"seconds_per_epoch": lambda value: f"{value:.2f}"}),
     ]
     return "\n\n".join(part for part in [*head, *body] if part) + "\n"
 
@@ -184,26 +149,22 @@ def _final_note() -> str:
 
 
 def _final_table(finals: pd.DataFrame) -> pd.DataFrame:
-    rows = tables.summary(finals)
+    rows = summary(finals)
     shown = {"method": rows["variant"], "seeds": rows["seeds"]}
-    for name, heading in tables.END.items():
+    for name, heading in END.items():
         if f"{name}/mean" in rows:
             pair = zip(rows[f"{name}/mean"], rows[f"{name}/std"], strict=True)
-            shown[heading] = pd.Series([tables.spread(mean, std, "loss" not in name) for mean, std in pair])
+            shown[heading] = pd.Series([spread(mean, std, "loss" not in name) for mean, std in pair])
     return pd.DataFrame(shown)
 
 
-def _grid_table(grid: pd.DataFrame) -> str:
-    down, across, *values = grid.columns
-    cells = grid.assign(
-        cell=[
-            f"{100 * row[values[0]]:.2f}" + (f" ({row[values[1]]:.4f})" if len(values) > 1 else "")
-            for _, row in grid.iterrows()
-        ]
+def _grid_table(cells: pd.DataFrame) -> str:
+    down, across, accuracy, *loss = cells.columns
+    shown = cells.assign(
+        cell=[f"{100 * row[accuracy]:.2f}" + (f" ({row[loss[0]]:.4f})" if loss else "") for _, row in cells.iterrows()]
     )
-    order = list(dict.fromkeys(grid[across]))
-    wide = cells.pivot(index=down, columns=across, values="cell").reindex(columns=order).fillna("").reset_index()
-    return tables.markdown(wide)
+    wide = shown.pivot(index=down, columns=across, values="cell").reindex(columns=shown[across].unique())
+    return markdown(wide.fillna("").reset_index())
 
 
 def _csv(rows: pd.DataFrame) -> bytes:
