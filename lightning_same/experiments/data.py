@@ -146,7 +146,7 @@ class NoisyImageData(LightningDataModule, abc.ABC):
                 index = self._subset(index, images.label)
             train, val = images.at(index), images.at(val_index)
             noisy = self.noisy_labels(images, index)
-            self.realised_noise_rate = float((noisy != train.label).float().mean())
+            self.realised_noise_rate = int((noisy != train.label).sum()) / len(noisy)
             rank_zero_info(f"{type(self).__name__}: {self.realised_noise_rate:.2%} of {len(noisy)} labels are wrong.")
             padding, flip = (self.padding, self.flip) if self.augment else (0, False)
             self.train_set = ImageDataset(train, noisy, mean=self.mean, std=self.std, padding=padding, flip=flip)

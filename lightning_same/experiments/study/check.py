@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import shutil
+import warnings
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -70,7 +71,8 @@ def _silent() -> Iterator[None]:
     """What is built to be checked does not report on itself."""
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.disable(logging.NOTSET)
 

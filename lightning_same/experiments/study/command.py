@@ -112,7 +112,8 @@ def _run(study: Study, directory: Path, jobs: int, console: Console) -> None:
     failed: dict[str, str] = {}
     with held:
         runs = directory / RUNS
-        left = [run for run in study.runs if not finished(run, runs)]
+        # Seed by seed, so that a report on a part of the runs has all methods.
+        left = sorted(_left(study, directory), key=lambda run: run.seed)
         for signum in signal.SIGTERM, signal.SIGHUP:
             signal.signal(signum, _interrupt)
         try:

@@ -41,7 +41,7 @@ def read_results(runs: Sequence[Run], directory: Path) -> Results:
         place = directory / run.name
         try:
             outcome = json.loads((place / MARKER).read_text())
-            curve = epochs(pd.read_csv(place / METRICS, float_precision="round_trip"))
+            curve = epochs(pd.read_csv(place / METRICS))
         except (OSError, ValueError, KeyError) as error:
             raise StudyError(
                 f"Run {run.name!r} counts as finished, but cannot be read: {error}. Remove {place} and train it again."

@@ -22,6 +22,9 @@ from lightning_same.cli import SAMCLI
 from lightning_same.experiments.study.plan import MARKER, Config, Run, StudyError, set_option
 from lightning_same.experiments.study.writing import write_atomically
 
+PATIENCE = 30.0
+"""Seconds to wait for a run that another process is at: a worker may outlive its killed parent by a moment."""
+
 
 def finished(run: Run, directory: Path) -> bool:
     """Whether the run is there, whole and with this configuration."""
@@ -61,7 +64,7 @@ def perform(run: Run, directory: Path, tell: Callable[[int], None] = lambda epoc
     place = directory / run.name
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(directory / f".{run.name}.lock").acquire(timeout=0)
+        held = FileLock(directory / f".{run.name}.lock").acquire(timeout=PATIENCE)
     except Timeout:
         raise StudyError(f"Run {run.name!r} is being trained by another process.") from None
     with held:
