@@ -46,7 +46,7 @@ def page(text: str, title: str, images: Mapping[str, bytes]) -> str:
         title: of the window.
         images: the SVG pictures that the text refers to, by their addresses there.
     """
-    body = MarkdownIt("commonmark").enable("table").render(text)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for name, svg in images.items():
         body = body.replace(f'src="{name}"', f'src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"')
     body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
