@@ -118,6 +118,7 @@ class Study:
         for method, own in methods.items():
             own = dict(own or {})
             sweep = {**options["sweep"], **own.pop("sweep", {})}
+            sweep = {key: values for key, values in sweep.items() if values is not None}  # a method may leave one out
             for key, values in sweep.items():
                 if not isinstance(values, list) or not values:
                     raise StudyError(f"{path}: `sweep` of {key} must list its values, got {values!r}.")

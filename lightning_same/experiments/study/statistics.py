@@ -29,7 +29,7 @@ The notes that started this project state two hypotheses about the accuracy of a
 the training accuracy increases rapidly, whereas the validation accuracy increases slowly. *Useful pattern*: the
 training accuracy increases slowly, whereas the validation accuracy increases quickly. Training accuracy counts the
 labels given, wrong ones included; validation accuracy counts true labels. For each phase and method, with both
-differences to SAM averaged over the epochs of the phase:
+differences to the reference method averaged over the epochs of the phase:
 
 | | validation higher | validation lower |
 |---|---|---|
