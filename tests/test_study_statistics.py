@@ -84,6 +84,8 @@ def test_verdicts_follow_the_rule(train: Interval, validation: Interval, expecte
 
 def run_of(method: str, seed: int, settings: dict[str, Any] | None = None, sam: Any = None) -> Run:
     name = "_".join([method, *(f"{key}={value}" for key, value in (settings or {}).items()), str(seed)])
+    if method == "SAM":
+        sam = {"class_path": "SAM"}
     return Run(name.replace(" ", "-"), method, settings or {}, seed, {"sam": sam})
 
 
@@ -190,6 +192,8 @@ def test_what_the_notes_say_stands_beside_the_verdict_where_they_say_it() -> Non
     assert said["SAME 3", "late"] == ("underfitting", "no")
     assert said["SAME 4", "late"] == ("useful pattern", "open")
     assert said["less", "early"] == said["two", "early"] == ("", "")
+    others = comparisons(study_of(runs, reference="two"), runs, curves_of(runs, {}, np.random.default_rng(0)))
+    assert set(others["notes_say"]) == {""}
 
 
 def test_variants_are_compared_at_equal_settings() -> None:

@@ -92,7 +92,9 @@ def _text(
             f"Differences to {study.reference} in percentage points, with their 95% intervals:",
             markdown(verdicts(compared, several)),
             "*The notes say* holds their own reading, made without label noise; *open* means that this study does not"
-            " decide.",
+            " decide."
+            if any(compared["notes_say"])
+            else "",
             WHY_T,
         ]
         if "clean" in compared or "memorised" in compared:

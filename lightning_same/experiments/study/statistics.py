@@ -1,6 +1,5 @@
 """What the differences between methods say: intervals over paired seeds, and a verdict by a written rule."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -142,7 +141,9 @@ def comparisons(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.D
                 row |= {name: found[name].mean, f"{name}_low": found[name].low, f"{name}_high": found[name].high}
             nothing = interval([])
             row["verdict"] = verdict(found.get("train", nothing), found.get("validation", nothing))
-            row["notes_say"] = NOTES_SAY.get((amplified(run.config), phase), "")
+            # The notes compare with SAM itself.
+            ckpt = amplified(run.config) if _rule(reference.config) == "SAM" else 0
+            row["notes_say"] = NOTES_SAY.get((ckpt, phase), "")
             row["agrees"] = _agrees(row["verdict"], row["notes_say"])
             rows.append(row)
     return pd.DataFrame(rows)
@@ -162,12 +163,16 @@ def pairs(reference: str, done: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 def amplified(config: Mapping[str, Any]) -> int:
     """The one checkpoint that a run amplifies, which is what the notes have judged; 0 if it does something else."""
-    sam = config.get("sam")
-    if not isinstance(sam, Mapping) or re.split(r"\.", str(sam.get("class_path")))[-1] != "SAME":
+    if _rule(config) != "SAME":
         return 0
-    arguments = sam.get("init_args") or {}
+    arguments = config["sam"].get("init_args") or {}
     ckpt = arguments.get("ckpt", 1)
     return ckpt if isinstance(ckpt, int) and arguments.get("condition", 2.0) > 1 else 0
+
+
+def _rule(config: Mapping[str, Any]) -> str:
+    sam = config.get("sam")
+    return str(sam.get("class_path")).rpartition(".")[2] if isinstance(sam, Mapping) else ""
 
 
 def _alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:

@@ -100,7 +100,8 @@ def difference(row: pd.Series, name: str) -> str:
 
 
 def verdicts(compared: pd.DataFrame, several: bool) -> pd.DataFrame:
-    """The verdict table as it is shown."""
+    """The verdict table as it is shown; without the notes where they say nothing."""
+    noted = {"the notes say": compared["notes_say"], "agrees": compared["agrees"]} if any(compared["notes_say"]) else {}
     return pd.DataFrame(
         {
             "method": compared["variant"] + (" / " + compared["reference"] if several else ""),
@@ -108,8 +109,7 @@ def verdicts(compared: pd.DataFrame, several: bool) -> pd.DataFrame:
             "verdict": [f"**{word}**" if word != "undecided" else word for word in compared["verdict"]],
             "training": [difference(row, "train") for _, row in compared.iterrows()],
             "validation": [difference(row, "validation") for _, row in compared.iterrows()],
-            "the notes say": compared["notes_say"],
-            "agrees": compared["agrees"],
+            **noted,
         }
     )
 
