@@ -1,5 +1,6 @@
 """The study's runs: as one fit alone, through kills and faults, and refused where they make no sense."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from study_faults import begin, with_fault, write_study
 from lightning_same.cli import SAMCLI
 from lightning_same.experiments.study import main
 from lightning_same.experiments.study.plan import Study
+from lightning_same.experiments.study.run import finished
 
 MARKER = "done.json"
 
@@ -114,6 +116,15 @@ def test_a_run_is_an_ordinary_fit_of_its_saved_config(undisturbed: Path, config:
     torch.manual_seed(99)
     SAMCLI(args=["fit", "--config", str(run / config), "--trainer.logger.init_args.save_dir", str(tmp_path)])
     assert (tmp_path / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
+
+
+def test_a_run_of_another_configuration_is_not_finished(undisturbed: Path) -> None:
+    study = Study.load(undisturbed / "study.json")
+    run = study.runs[0]
+    assert finished(run, undisturbed / "runs")
+    other = dataclasses.replace(run, config=run.config | {"seed_everything": 9})
+    assert not finished(other, undisturbed / "runs")
+    assert not finished(dataclasses.replace(run, name="nowhere"), undisturbed / "runs")
 
 
 def test_seeds_pair_the_methods(undisturbed: Path) -> None:
