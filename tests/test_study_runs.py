@@ -24,7 +24,7 @@ from study_faults import begin, with_fault, write_study
 from lightning_same.cli import SAMCLI
 from lightning_same.experiments.study import main
 from lightning_same.experiments.study.plan import Study
-from lightning_same.experiments.study.run import finished
+from lightning_same.experiments.study.run import finished, perform
 
 MARKER = "done.json"
 
@@ -127,6 +127,15 @@ def test_a_run_of_another_configuration_is_not_finished(undisturbed: Path) -> No
     assert not finished(dataclasses.replace(run, name="nowhere"), undisturbed / "runs")
 
 
+def test_checkpoint_files_that_the_user_keeps_elsewhere_stay(tmp_path: Path) -> None:
+    keep = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(tmp_path / "kept")}}
+    config = write_study(tmp_path, methods={"SAM": {"sam": None, "trainer.callbacks": [keep]}}, seeds=1)
+    (run,) = Study.read(Path(config)).runs
+    perform(run, tmp_path / "results" / "runs")
+    assert [path.suffix for path in (tmp_path / "kept").iterdir()] == [".ckpt"]
+    assert finished(run, tmp_path / "results" / "runs")
+
+
 def test_seeds_pair_the_methods(undisturbed: Path) -> None:
     """Equal seeds start from equal weights and see equal labels; other seeds do not."""
     configs = {path.parent.name: yaml.safe_load(path.read_text()) for path in undisturbed.glob("runs/*/fit.yaml")}
@@ -186,7 +195,7 @@ def test_orphans_end_with_their_parent(study: str, start: Callable[..., BaseProc
 def test_a_failed_run_is_named_and_stops_no_other(
     fault: str, start: Callable[..., BaseProcess], tmp_path: Path
 ) -> None:
-    methods = {"bad": with_fault(fault), "SAM": {"sam": {"class_path": "SAM"}}}
+    methods = {"bad": with_fault(fault), "SAM": {"sam": {"class_path": "SAM"}, "data.init_args.num_workers": 1}}
     config = write_study(tmp_path, methods=methods, seeds=1)
     results = tmp_path / "results"
     process = start(results, "--config", config)
@@ -290,6 +299,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ({"seeds": 0}, "`seeds` must be a number of seeds or a list of different ones, got 0"),
         ({"seeds": [1, 1]}, "`seeds` must be a number of seeds or a list of different ones, got [1, 1]"),
         ({"sweeps": {}}, "no option `sweeps`. Did you mean `sweep`?"),
+        ({"methods": {"SAM": "SAM"}}, "method 'SAM' must have options, such as `sam: {class_path: SAM}`, got 'SAM'"),
+        ({"options": ["x"]}, "`options` must be a mapping of full names to values, got ['x']"),
         ({"early": 0.7}, "`early` must be a share above 0, at most 0.5, got 0.7"),
         ({"base": "nowhere.yaml"}, "nowhere.yaml cannot be read: No such file or directory"),
         ({"methods": {}}, "`methods` must name one method or more"),

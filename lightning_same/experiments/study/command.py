@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 
@@ -47,7 +48,7 @@ def main(args: Sequence[str]) -> None:
         console.print(f"lightning-same study: {error}", style="red", markup=False)
         sys.exit(2)
     except OSError as error:
-        if directory is None or not disk_is_full(error, _existing(directory)):
+        if directory is None or not disk_is_full(error, directory):
             raise
         console.print(f"lightning-same study: {_full(directory)}", style="red", markup=False)
         sys.exit(2)
@@ -114,11 +115,15 @@ def _run(study: Study, directory: Path, jobs: int, console: Console) -> None:
         runs = directory / RUNS
         # Seed by seed, so that a report on a part of the runs has all methods.
         left = sorted(_left(study, directory), key=lambda run: run.seed)
-        for signum in signal.SIGTERM, signal.SIGHUP:
-            signal.signal(signum, _interrupt)
+        for name in "SIGTERM", "SIGHUP":
+            if hasattr(signal, name):  # not on Windows
+                signal.signal(getattr(signal, name), _interrupt)
         try:
-            with StudyProgress(study.runs, left, console) as progress:
-                for event in run_all(left, runs, jobs, study.threads):
+            with (
+                StudyProgress(study.runs, left, console) as progress,
+                closing(run_all(left, runs, jobs, study.threads)) as events,
+            ):
+                for event in events:
                     progress.show(event)
                     if event.kind == "failed":
                         failed[event.run.name] = event.value
@@ -166,10 +171,6 @@ def _full(directory: Path) -> str:
         f"No space is left on the disk that holds {directory}. The runs that are finished are kept: free some space and"
         " give the same command again."
     )
-
-
-def _existing(directory: Path) -> Path:
-    return next(path for path in [directory, *directory.absolute().parents] if path.exists())
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

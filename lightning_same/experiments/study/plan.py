@@ -111,11 +111,18 @@ class Study:
                 raise StudyError(f"{path}: `{phase}` must be a share above 0, at most 0.5, got {options[phase]!r}.")
         if not (isinstance(options["threads"], int) and options["threads"] >= 1):
             raise StudyError(f"{path}: `threads` must be a whole number >= 1, got {options['threads']!r}.")
+        for key in "options", "sweep":
+            if not isinstance(options[key], Mapping):
+                raise StudyError(f"{path}: `{key}` must be a mapping of full names to values, got {options[key]!r}.")
         base = _yaml(path.parent / options["base"])
         for key, value in options["options"].items():
             set_option(base, key, value)
         runs = []
         for method, own in methods.items():
+            if not isinstance(own, Mapping | None):
+                raise StudyError(
+                    f"{path}: method {method!r} must have options, such as `sam: {{class_path: SAM}}`, got {own!r}."
+                )
             own = dict(own or {})
             sweep = {**options["sweep"], **own.pop("sweep", {})}
             sweep = {key: values for key, values in sweep.items() if values is not None}  # a method may leave one out

@@ -123,7 +123,9 @@ def _outcome(run: Run, cli: SAMCLI, watch: Watch) -> Config:
             tests["best"] = dict(trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)[0])
     if best:
         epoch = int(torch.load(best, map_location="cpu", weights_only=False)["epoch"])
-        shutil.rmtree(Path(best).parent)
+        place = Path(trainer.default_root_dir).resolve()
+        if place in Path(best).resolve().parents:  # a checkpoint that the user keeps elsewhere stays
+            shutil.rmtree(Path(best).parent)
     steady = sorted(watch.seconds[1:] or watch.seconds)  # the first epoch warms up
     return {
         "run": run.name,
@@ -144,7 +146,8 @@ def disk_is_full(error: BaseException | None, directory: Path) -> bool:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         error = error.__cause__ or error.__context__
-    return shutil.disk_usage(directory).free < 2**16
+    there = next(path for path in [directory, *directory.absolute().parents] if path.exists())
+    return shutil.disk_usage(there).free < 2**16
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ class Event(NamedTuple):
 class _Worker:
     def __init__(self, directory: Path, threads: int) -> None:
         self.connection, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_work, args=(theirs, directory, threads), daemon=True)
+        self.process = _CONTEXT.Process(target=_work, args=(theirs, directory, threads))
         self.process.start()
         theirs.close()
         self.run: Run | None = None
@@ -54,10 +54,10 @@ class _Worker:
         self.connection.close()
 
 
-def run_all(runs: Sequence[Run], directory: Path, jobs: int, threads: int) -> Iterator[Event]:
+def run_all(runs: Sequence[Run], directory: Path, jobs: int, threads: int) -> Generator[Event, None, None]:
     """Perform the runs, ``jobs`` at a time, and report what happens.
 
-    Closing the generator kills the processes; so does the death of this one.
+    Close the generator: that kills the processes, as does the death of this one.
 
     Args:
         runs: in the order in which they are begun.
