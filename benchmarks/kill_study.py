@@ -28,7 +28,7 @@ def begin(config: str, results: Path) -> "subprocess.Popen[bytes]":
 def main(seed: int) -> None:
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        config = write_study(Path(folder), seeds=6)
+        config = write_study(Path(folder), seeds=3)
         undisturbed, killed = Path(folder) / "undisturbed" / "results", Path(folder) / "killed" / "results"
         start = time.monotonic()
         assert begin(config, undisturbed).wait() == 0

@@ -158,6 +158,10 @@ def test_killed_at_any_moment_it_goes_on(
     (results / "study.json").write_text((undisturbed / "study.json").read_text())
     (half / "metrics.csv").write_text("epoch,step\n0,3\n")
     (half / f".{MARKER}.7.part").write_text('{"digest"')
+    for name in "report.md", "tables/final.csv", "figures/curve.svg":
+        part = (results / name).with_name(f".{Path(name).name}.7.part")
+        part.parent.mkdir(exist_ok=True)
+        part.write_text("half")
     draw = random.Random(0)
     for number in 1, 3:
         process = start(results, "--config", study)
@@ -337,6 +341,9 @@ def test_the_results_of_another_study_are_refused(
         assert "holds the results of another study" in message
         assert why in message
     assert content(undisturbed) == before
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".study.json.7.part").write_text("{")
+    main(["--config", write_study(tmp_path), "--results", str(tmp_path / "killed"), "--dry-run"])
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").touch()
     message = refused(capsys, "--config", write_study(tmp_path), "--results", str(tmp_path / "photos"))

@@ -145,9 +145,7 @@ class ImageClassifier(LightningModule):
         logits: Tensor = self(batch.image)
         accuracy.update(logits, batch.label)
         loss = F.cross_entropy(logits, batch.label)
-        # The losses of batches of unequal size are averaged by Lightning with the size that it is told.
-        size = len(batch.label)
-        self.log(f"{split}/loss", loss, batch_size=size, sync_dist=True, add_dataloader_idx=False)
+        self.log(f"{split}/loss", loss, sync_dist=True, add_dataloader_idx=False)
         self.log(f"{split}/accuracy", accuracy, prog_bar=split != "train_eval", add_dataloader_idx=False)
         return logits
 

@@ -18,7 +18,7 @@ from lightning_same.experiments.study.progress import StudyProgress
 from lightning_same.experiments.study.report import write_report
 from lightning_same.experiments.study.run import disk_is_full, finished, perform
 from lightning_same.experiments.study.workers import run_all
-from lightning_same.experiments.study.writing import write_atomically
+from lightning_same.experiments.study.writing import remove_parts, write_atomically
 
 PLAN = "study.json"
 RUNS = "runs"
@@ -84,7 +84,7 @@ def _study(study: Study, directory: Path, options: argparse.Namespace, console: 
         why = study.extends(Study.load(directory / PLAN))
         if why:
             raise StudyError(f"{directory} holds the results of another study: {why}. Give another --results.")
-    elif directory.exists() and any(path.name != ".lock" for path in directory.iterdir()):
+    elif directory.exists() and any(path.name[0] != "." for path in directory.iterdir()):
         raise StudyError(f"{directory} is not empty and holds no study. Give another --results.")
     if options.dry_run:
         _list(study, runs)
@@ -113,6 +113,7 @@ def _run(study: Study, directory: Path, jobs: int, console: Console) -> None:
     failed: dict[str, str] = {}
     with held:
         runs = directory / RUNS
+        remove_parts(directory, directory / "tables", directory / "figures")
         # Seed by seed, so that a report on a part of the runs has all methods.
         left = sorted(_left(study, directory), key=lambda run: run.seed)
         for name in "SIGTERM", "SIGHUP":

@@ -15,3 +15,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_parts(*directories: Path) -> None:
+    """Remove what a process that was killed has left of its files in these directories."""
+    for directory in directories:
+        for path in directory.glob(".*.part"):
+            path.unlink(missing_ok=True)
