@@ -34,9 +34,12 @@ def main(seed: int) -> None:
         assert begin(config, undisturbed).wait() == 0
         whole = time.monotonic() - start
         print(f"undisturbed: {whole:.0f} s, {len(markers(undisturbed))} runs")
-        for _ in range(KILLS):
-            before, moment = markers(killed), draw.uniform(0, whole)
-            process = begin(config, killed)
+        for number in range(KILLS):
+            before, process = markers(killed), begin(config, killed)
+            # Some kills from the start of the command, most from the start of its first run.
+            while number > 1 and process.poll() is None and not list(killed.glob("runs/*.log")):
+                time.sleep(0.02)
+            moment = draw.uniform(0, whole / 4)
             try:
                 process.wait(moment)
             except subprocess.TimeoutExpired:
@@ -45,6 +48,8 @@ def main(seed: int) -> None:
             after = markers(killed)
             assert before.items() <= after.items(), "a finished run was trained again"
             print(f"killed after {moment:5.1f} s: {len(after)} runs finished")
+            for log in killed.glob("runs/*.log"):
+                log.unlink()
         assert begin(config, killed).wait() == 0
         assert markers(killed).items() >= after.items(), "a finished run was trained again"
         assert content(killed) == content(undisturbed), "another report"
