@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 MORE = (
     "Further commands, each with --help: plot draws the fractions, norms and sharpness that a run has logged; sharpness"
-    " measures the curvature of a model in a checkpoint file."
+    " measures the curvature of a model in a checkpoint file; study trains methods x seeds and reports on them."
 )
 
 
@@ -29,6 +29,10 @@ def main(args: Sequence[str] | None = None) -> None:
             from lightning_same.sharpness_command import main as sharpness
 
             sharpness(rest)
+        case ["study", *rest]:
+            from lightning_same.experiments.study import main as study
+
+            study(rest)
         case _:
             from lightning_same.cli import SAMCLI
 

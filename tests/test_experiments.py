@@ -1,5 +1,6 @@
 """The models, the classifier and the configurations of the experiments."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lightning_same.experiments import Batch, DigitsData, ImageClassifier, ResNet18, SmallCNN
+from lightning_same.experiments import (
+    Batch,
+    DigitsData,
+    ImageClassifier,
+    ResNet18,
+    ResNet34,
+    SmallCNN,
+    ViTTiny,
+    WideResNet,
+)
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -48,6 +58,49 @@ def test_resnet18_has_the_stem_for_small_images() -> None:
     stem = model.maxpool(model.relu(model.bn1(model.conv1(torch.randn(2, 3, 32, 32)))))
     assert stem.shape == (2, 64, 32, 32)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 100)
+
+
+@pytest.mark.parametrize(
+    ("build", "parameters"),
+    [
+        # As published, or counted by hand where the stem or the patches are those of small images.
+        (lambda: ResNet34(10), 21_282_122),
+        (lambda: WideResNet(10), 36_479_194),
+        (lambda: WideResNet(10, depth=40, width=2), 2_243_546),
+        (lambda: ViTTiny(100), 5_380_132),
+    ],
+)
+def test_models_have_the_size_of_their_papers(build: Callable[[], nn.Module], parameters: int) -> None:
+    with torch.device("meta"):
+        assert parameter_count(build()) == parameters
+
+
+@pytest.mark.parametrize("build", [lambda: ViTTiny(7), lambda: WideResNet(7, depth=10, width=1, dropout=0.1)])
+def test_models_give_logits_and_learn(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, image, label = build(), torch.randn(4, 3, 32, 32), torch.arange(4)
+    assert model(image).shape == (4, 7)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(8):
+        losses.append(nn.functional.cross_entropy(model(image), label))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.3
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_depth_of_a_wide_resnet_fits_its_blocks() -> None:
+    with pytest.raises(ValueError, match=r"`depth` must be 6 n \+ 4, .* got 27"):
+        WideResNet(10, depth=27)
+
+
+@pytest.mark.parametrize("pool", [1, 4])
+def test_small_cnn_pools_to_the_size_given(pool: int) -> None:
+    model = SmallCNN(10, width=4, pool=pool)
+    assert model.head.in_features == 16 * pool**2
+    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
 
 
 # Classifier
@@ -92,9 +145,44 @@ def test_no_accuracy_is_logged_for_samples_that_are_not_there(
     noise_rate: float, logged: set[str], tmp_path: Path
 ) -> None:
     t = trainer(tmp_path, max_epochs=2)
-    t.fit(ImageClassifier(SmallCNN(10, width=2), num_classes=10), DigitsData(noise_rate=noise_rate, fake=True))
+    data = DigitsData(fake=True)
+    data.noise_rate = noise_rate  # 1 is no option of a study
+    t.fit(ImageClassifier(SmallCNN(10, width=2), num_classes=10), data)
     split = {name for name in t.callback_metrics if name.endswith("_accuracy")}
     assert split == {f"train/{name}_accuracy" for name in logged}
+
+
+def test_training_data_are_evaluated_at_the_weights_that_the_epoch_ends_with(tmp_path: Path) -> None:
+    """Against a loop of its own over the training set, after augmented training with BatchNorm."""
+    data = DigitsData(train_eval=True, noise_rate=0.3, batch_size=100, augment=True)
+    model = ImageClassifier(SmallCNN(10, width=4), num_classes=10, lr=0.05)
+    t = trainer(tmp_path, max_epochs=2)
+    t.fit(model, data)
+    logged = {
+        name: value.item() for name, value in t.callback_metrics.items() if name.startswith(("train_eval", "val"))
+    }
+    model.eval()
+    with torch.no_grad():
+        predicted, losses = [], []
+        for image, label in zip(data.train_set.images.image, data.train_set.label, strict=True):
+            logits = model((image[None] / 255 - 0.305) / 0.376)
+            predicted.append(int(logits.argmax()))
+            losses.append(float(nn.functional.cross_entropy(logits, label[None])))
+    rows = list(zip(predicted, data.train_set.label.tolist(), data.train_set.images.label.tolist(), strict=True))
+    clean = [p == label for p, label, true in rows if label == true]
+    memorised = [p == label for p, label, true in rows if label != true]
+    corrected = [p == true for p, label, true in rows if label != true]
+    assert logged["train_eval/accuracy"] == pytest.approx(sum(clean + memorised) / len(rows))
+    assert logged["train_eval/clean_accuracy"] == pytest.approx(sum(clean) / len(clean))
+    assert logged["train_eval/noisy_accuracy"] == pytest.approx(sum(memorised) / len(memorised))
+    assert logged["train_eval/noisy_true_accuracy"] == pytest.approx(sum(corrected) / len(corrected))
+    assert logged["train_eval/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert set(logged) == {f"train_eval/{name}" for name in ("accuracy", "clean_accuracy", "noisy_accuracy")} | {
+        "train_eval/noisy_true_accuracy",
+        "train_eval/loss",
+        "val/accuracy",
+        "val/loss",
+    }
 
 
 def test_the_counts_start_anew_each_epoch(tmp_path: Path) -> None:

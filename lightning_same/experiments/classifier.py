@@ -51,6 +51,11 @@ class ImageClassifier(LightningModule):
           over those whose label is wrong. The second is the share of the noise that has been fitted. Neither is logged
           for an epoch that had no such sample.
         - ``val/loss``, ``val/accuracy``, ``test/loss``, ``test/accuracy``: on clean labels.
+        - ``train_eval/loss``, ``train_eval/accuracy``, ``train_eval/clean_accuracy``, ``train_eval/noisy_accuracy``:
+          what ``train/...`` says, but in evaluation mode at the weights that the epoch ends with and without
+          augmentation, if the data has a second validation loader for it (``train_eval=True``). So they mean the same
+          for every method, however many passes it takes. ``noisy_accuracy`` is the memorised share of the wrong labels;
+          ``train_eval/noisy_true_accuracy`` is the share of the same samples whose true label is predicted.
 
     Args:
         model: gives logits (n, num_classes) for images (n, channels, height, width).
@@ -73,6 +78,9 @@ class ImageClassifier(LightningModule):
         accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.train_accuracy, self.val_accuracy, self.test_accuracy = accuracy, accuracy.clone(), accuracy.clone()
         self.clean_accuracy, self.noisy_accuracy = MaskedAccuracy(), MaskedAccuracy()
+        self.train_eval_accuracy = accuracy.clone()
+        self.train_eval_clean, self.train_eval_noisy = MaskedAccuracy(), MaskedAccuracy()
+        self.train_eval_noisy_true = MaskedAccuracy()
 
     @override
     def forward(self, image: Tensor) -> Tensor:
@@ -85,10 +93,10 @@ class ImageClassifier(LightningModule):
         """Return the loss on the labels given."""
         logits = self(batch.image)
         loss = F.cross_entropy(logits, batch.label)
-        hit, noisy = logits.argmax(1) == batch.label, batch.label != batch.true_label
+        hit = logits.argmax(1) == batch.label
         self.train_accuracy.update(logits, batch.label)
-        self.clean_accuracy.update(hit, ~noisy)
-        self.noisy_accuracy.update(hit, noisy)
+        self.clean_accuracy.update(hit, ~batch.noisy)
+        self.noisy_accuracy.update(hit, batch.noisy)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss
@@ -96,27 +104,50 @@ class ImageClassifier(LightningModule):
     @override
     def on_train_epoch_end(self) -> None:
         """Log the two halves of the training accuracy, where there are any."""
-        for name, metric in ("clean", self.clean_accuracy), ("noisy", self.noisy_accuracy):
+        self._log_parts({"train/clean_accuracy": self.clean_accuracy, "train/noisy_accuracy": self.noisy_accuracy})
+
+    @override
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log loss and accuracy, of the validation data (loader 0) and of the training data (loader 1)."""
+        if dataloader_idx == 0:
+            self._evaluate("val", batch, self.val_accuracy)
+            return
+        predicted = self._evaluate("train_eval", batch, self.train_eval_accuracy).argmax(1)
+        self.train_eval_clean.update(predicted == batch.label, ~batch.noisy)
+        self.train_eval_noisy.update(predicted == batch.label, batch.noisy)
+        self.train_eval_noisy_true.update(predicted == batch.true_label, batch.noisy)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        """Log the parts of the training accuracy that were evaluated."""
+        if self.train_eval_clean.update_called:
+            self._log_parts(
+                {
+                    "train_eval/clean_accuracy": self.train_eval_clean,
+                    "train_eval/noisy_accuracy": self.train_eval_noisy,
+                    "train_eval/noisy_true_accuracy": self.train_eval_noisy_true,
+                }
+            )
+
+    def _log_parts(self, parts: dict[str, MaskedAccuracy]) -> None:
+        for name, metric in parts.items():
             accuracy = metric.compute()  # over all ranks, so that they agree on whether to log it
             metric.reset()
             if not accuracy.isnan():
-                self.log(f"train/{name}_accuracy", accuracy, sync_dist=True)
-
-    @override
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the validation loss and accuracy."""
-        self._evaluate("val", batch, self.val_accuracy)
+                self.log(name, accuracy, sync_dist=True)
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the test loss and accuracy."""
         self._evaluate("test", batch, self.test_accuracy)
 
-    def _evaluate(self, split: str, batch: Batch, accuracy: Metric) -> None:
-        logits = self(batch.image)
+    def _evaluate(self, split: str, batch: Batch, accuracy: Metric) -> Tensor:
+        logits: Tensor = self(batch.image)
         accuracy.update(logits, batch.label)
-        self.log(f"{split}/loss", F.cross_entropy(logits, batch.label), sync_dist=True)
-        self.log(f"{split}/accuracy", accuracy, prog_bar=True)
+        loss = F.cross_entropy(logits, batch.label)
+        self.log(f"{split}/loss", loss, sync_dist=True, add_dataloader_idx=False)
+        self.log(f"{split}/accuracy", accuracy, prog_bar=split != "train_eval", add_dataloader_idx=False)
+        return logits
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

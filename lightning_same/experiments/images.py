@@ -22,6 +22,11 @@ class Batch(NamedTuple):
     true_label: Tensor
     """The labels before the noise, int64 of shape (n,)."""
 
+    @property
+    def noisy(self) -> Tensor:
+        """Which labels are wrong, bool of shape (n,)."""
+        return self.label != self.true_label
+
 
 class Images(NamedTuple):
     """Images as they are stored, and their true labels."""
@@ -30,6 +35,10 @@ class Images(NamedTuple):
     """uint8 of shape (n, channels, height, width)."""
     label: Tensor
     """int64 of shape (n,)."""
+
+    def at(self, index: Tensor) -> "Images":
+        """The images of these indices."""
+        return Images(self.image[index], self.label[index])
 
 
 class ImageDataset(Dataset[Batch]):

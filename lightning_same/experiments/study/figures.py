@@ -1,0 +1,186 @@
+"""The pictures of a report, each one panel, so that a page can lay them out for a wide and for a narrow screen."""
+
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.hashsalt": "lightning-same",  # the same picture for the same numbers, byte for byte
+}
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24"]  # Okabe and Ito's, nearly
+SHARES = {"ckpt1": "#0072b2", "ckpt2": "#d55e00", "ckpt3": "#009e73", "ckpt4": "#cc79a7", "rest": "#c8c8c8"}
+
+CURVES = {
+    "val/accuracy": "Validation accuracy",
+    "train_eval/clean_accuracy": "Training accuracy, true labels",
+    "train_eval/noisy_accuracy": "Memorised share of the wrong labels",
+    "val/loss": "Validation loss",
+    "grad_norm/base": "Norm of the gradient",
+    "sharpness/top_eigenvalue": "Top eigenvalue of the Hessian",
+}
+"""Metrics that are drawn over the epochs, where the runs have logged them."""
+
+AGAINST = {"grad_norm/base": "norm of the gradient", "sharpness/top_eigenvalue": "top eigenvalue of the Hessian"}
+"""Metrics that are drawn against the validation accuracy, likewise."""
+
+
+class Picture(NamedTuple):
+    """A figure.
+
+    Attributes:
+        name: of its file.
+        caption: what it shows, for those who cannot see it too.
+        svg: the picture.
+    """
+
+    name: str
+    caption: str
+    svg: bytes
+
+
+def curve_pictures(curves: pd.DataFrame, reference: Sequence[str]) -> list[Picture]:
+    """Each metric over the epochs: the mean over the seeds and the band from the lowest to the highest seed."""
+    pictures = []
+    for metric, title in CURVES.items():
+        if metric in curves:
+            for group, variants in _groups(curves, reference):
+                with _panel(title, f"curve-{metric.replace('/', '-')}{group}") as (axes, found):
+                    for variant, colour in _coloured(variants, reference):
+                        over = curves[curves["variant"] == variant].groupby("epoch")[metric].agg(["mean", "min", "max"])
+                        axes.plot(over.index, over["mean"], color=colour, label=variant, linewidth=1.4)
+                        axes.fill_between(over.index, over["min"], over["max"], color=colour, alpha=0.12, linewidth=0)
+                    axes.set_xlabel("epoch")
+                    if "accuracy" in metric:
+                        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+                    if metric == "sharpness/top_eigenvalue" and (curves[metric].dropna() > 0).all():
+                        axes.set_yscale("log")
+                    found.caption = f"{title} over the epochs; bands span the seeds"
+                pictures.append(found.picture)
+    return pictures
+
+
+def clean_against_memorised(curves: pd.DataFrame, reference: Sequence[str]) -> list[Picture]:
+    """How much of the true labels is learnt by the time that so much of the wrong ones is (Baek et al., figure 1)."""
+    x, y = "train_eval/noisy_accuracy", "train_eval/clean_accuracy"
+    pictures = []
+    if x in curves and y in curves:
+        for group, variants in _groups(curves, reference):
+            with _panel("True against wrong labels", f"clean-against-memorised{group}") as (axes, found):
+                for variant, colour in _coloured(variants, reference):
+                    path = curves[curves["variant"] == variant].groupby("epoch")[[x, y]].mean()
+                    axes.plot(path[x], path[y], color=colour, label=variant, linewidth=1.2, marker=".", markersize=3)
+                    axes.plot(path[x].iloc[-1:], path[y].iloc[-1:], color=colour, marker="o", markersize=6)
+                axes.set(xlabel="memorised share of the wrong labels", ylabel="accuracy on true labels")
+                for axis in axes.xaxis, axes.yaxis:
+                    axis.set_major_formatter(PercentFormatter(1.0))
+                found.caption = (
+                    "Training accuracy on true labels against the memorised share of the wrong ones, a point per epoch,"
+                    " the last one large; further up and left is better"
+                )
+            pictures.append(found.picture)
+    return pictures
+
+
+def against_accuracy(curves: pd.DataFrame, reference: Sequence[str]) -> list[Picture]:
+    """Gradient norm and sharpness against the validation accuracy at the end, a point per run."""
+    pictures = []
+    for metric, title in AGAINST.items():
+        if metric in curves and "val/accuracy" in curves:
+            last = curves.dropna(subset=[metric]).groupby("run").tail(1)
+            for group, variants in _groups(last, reference):
+                with _panel(f"Accuracy against the {title}", f"accuracy-against-{metric.split('/')[-1]}{group}") as (
+                    axes,
+                    found,
+                ):
+                    for variant, colour in _coloured(variants, reference):
+                        points = last[last["variant"] == variant]
+                        axes.scatter(points[metric], points["val/accuracy"], color=colour, label=variant, s=18)
+                    axes.set(xlabel=title, ylabel="validation accuracy")
+                    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+                    found.caption = f"Validation accuracy against the {title} at the end of each run"
+                pictures.append(found.picture)
+    return pictures
+
+
+def fraction_pictures(curves: pd.DataFrame) -> list[Picture]:
+    """The shares of the four checkpoints and the rest over training, one picture per variant."""
+    columns = [f"ckpt_fraction/{name}" for name in SHARES]
+    if not set(columns) <= set(curves):
+        return []
+    pictures = []
+    for number, variant in enumerate(curves["variant"].unique()):
+        shares = curves[curves["variant"] == variant].groupby("epoch")[columns].mean()
+        with _panel(variant, f"fractions-{number}") as (axes, found):
+            axes.stackplot(shares.index, shares.T, labels=list(SHARES), colors=list(SHARES.values()), linewidth=0)
+            axes.set(
+                xlabel="epoch", ylabel="share of the elements", ylim=(0, 1), xlim=(shares.index[0], shares.index[-1])
+            )
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            found.caption = f"Shares of the four checkpoints over training under {variant}"
+        pictures.append(found.picture)
+    return pictures
+
+
+class _panel:
+    """One axes with a title, and a legend below it when it is drawn."""
+
+    picture: Picture
+    caption = ""
+
+    def __init__(self, title: str, name: str) -> None:
+        self.title, self.name = title, name
+
+    def __enter__(self) -> tuple[Axes, "_panel"]:
+        self.style = mpl.rc_context(STYLE)
+        self.style.__enter__()
+        self.figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+        self.axes = self.figure.subplots()
+        self.axes.set_title(self.title)
+        return self.axes, self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self.figure.legend(loc="outside lower center", ncols=5, handlelength=1.2, columnspacing=1.2)
+                file = io.BytesIO()
+                self.figure.savefig(file, format="svg", metadata={"Date": None})
+                self.picture = Picture(self.name, self.caption, file.getvalue())
+        finally:
+            self.style.__exit__(None, None, None)
+
+
+def _groups(curves: pd.DataFrame, reference: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The variants, a few to a picture, each time with those that they are compared with."""
+    others = [variant for variant in curves["variant"].unique() if variant not in reference]
+    shown = [variant for variant in reference if variant in set(curves["variant"])]
+    if len(shown) > 2:  # a reference at many settings is itself a curve among others
+        others, shown = [*shown, *others], []
+    size = len(COLOURS)
+    batches = [others[start : start + size] for start in range(0, len(others), size)] or [[]]
+    for number, batch in enumerate(batches):
+        yield (f"-{number + 1}" if len(batches) > 1 else ""), [*shown, *batch]
+
+
+def _coloured(variants: Sequence[str], reference: Sequence[str]) -> Iterator[tuple[str, str]]:
+    grey = itertools.cycle(["#000000", "#777777"])
+    colours = itertools.cycle(COLOURS)
+    many = len(reference) > 2
+    for variant in variants:
+        yield variant, next(grey if variant in reference and not many else colours)
