@@ -163,6 +163,7 @@ class Conductor(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(pl_module, SAMMixin) and pl_module._two_pass is not None:
+            pl_module._two_pass.step_is_taken()
             pl_module._two_pass.log()
             pl_module._two_pass.refuse_steps_of_their_own()
 
@@ -191,8 +192,8 @@ class Conductor(Callback):
 
     def _release(self, pl_module: pl.LightningModule) -> None:
         if isinstance(pl_module, SAMMixin) and pl_module._two_pass is not None:
-            self._left = pl_module._two_pass.state_dict()
             pl_module._two_pass.release()
+            self._left = pl_module._two_pass.state_dict()
             pl_module._two_pass = None
 
 

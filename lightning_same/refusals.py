@@ -205,11 +205,12 @@ def _refuse_strategy(trainer: pl.Trainer, options: TwoPassOptions, name: str) ->
 
 def _refuse_static_graph(trainer: pl.Trainer, options: TwoPassOptions, name: str) -> None:
     ddp = replicated(trainer)
-    apart = options.ascent == "local" or (options.accumulate == "micro_batch" and trainer.accumulate_grad_batches > 1)
-    if ddp is not None and ddp.static_graph and apart:
+    accumulates = trainer.accumulate_grad_batches > 1
+    if ddp is not None and ddp.static_graph and (accumulates or options.ascent == "local"):
+        what = "accumulate_grad_batches > 1" if accumulates else 'ascent="local"'
         raise RuntimeError(
-            f"{name}: DDP with static_graph=True synchronizes the gradients of its very first backward, and with"
-            f" {options!r} those of pass one stay on their process. Leave static_graph out, or use the default options."
+            f"{name}: DDP with static_graph=True synchronizes the gradients of its very first backward, and with {what}"
+            " those stay on their process. Leave static_graph out."
         )
 
 

@@ -83,9 +83,15 @@ class TwoPass:
             # On the strategy, the one place that every kind of `training_step` is reached through.
             self._strategy.training_step = self.training_step  # type: ignore[method-assign]
 
+    def step_is_taken(self) -> None:
+        """To be called after a batch: if it stepped, what the rule has remembered stays."""
+        if not self._trainer.fit_loop._should_accumulate():
+            self._forget = _nothing
+
     def release(self) -> None:
-        """Give the strategy its own training step back, and the weights their values."""
+        """Give the strategy its own training step back, and the weights and the rule's memory their values."""
         self._ahead.close()
+        self._forget()
         vars(self._strategy).pop("training_step", None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,7 +122,7 @@ class TwoPass:
         values: dict[str, float] = {}
         if isinstance(self._rule.rho, Schedule):
             values["sam/rho"] = self._rho
-        if self._options.nonfinite == "skip":
+        if self._skips:
             values["sam/skipped_steps"] = float(self._skipped)
         trainer = self._trainer
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
@@ -250,8 +256,15 @@ class TwoPass:
             self._at = progress_of(self._trainer, step, optimizer)
             self._rho = value(rule.rho, self._at)
             self._may_perturb = rule.timing.active(self._at)
-            if self._options.nonfinite == "skip" and rule.stateful:
+            # What is remembered before the step is sure to be taken may have to be forgotten.
+            early = rule.perturbation.stateful or rule.timing.stateful
+            if early or (self._options.nonfinite == "skip" and rule.stateful):
                 self._forget = self._memories[index].copy()
+
+    @property
+    def _skips(self) -> bool:
+        """Whether steps that are not finite are dropped; a loss scaler does so by itself."""
+        return self._options.nonfinite == "skip" and loss_scale(self._trainer, self._module.device) is None
 
     @property
     def _by_micro_batch(self) -> bool:
@@ -363,12 +376,13 @@ class TwoPass:
                     observer.on_two_pass_gradients(self._trainer, self._module, found)
             rule.combine_(base, step, self._at, memory)
         self._store.clear()
-        if self._options.nonfinite == "skip" and loss_scale(self._trainer, self._module.device) is None:
+        if self._skips:
             self._skip_unless_finite([*base, *step], params)
 
     def _skip_unless_finite(self, tensors: list[Tensor], params: list[Tensor]) -> None:
         """Without gradients no optimizer changes anything; the step still counts as one."""
-        bad: Tensor = self._strategy.reduce((~all_finite(tensors)).float(), reduce_op="sum")
+        bad: Tensor = (~all_finite(tensors)).float().to(self._module.device)
+        bad = self._strategy.reduce(bad, reduce_op="sum")
         if bad.item():
             put(dict.fromkeys(params))
             self._forget()

@@ -157,10 +157,10 @@ def test_the_count_goes_on_from_a_checkpoint_file(tmp_path: Path) -> None:
 
 
 def test_a_loss_scaler_skips_by_itself() -> None:
-    """The scaler must see the overflow, to lower its scale; nothing is counted as skipped by us."""
+    """The scaler must see the overflow, to lower its scale; nothing says that we skip."""
     module = with_sam(build(Faulty, (2,), bad=math.inf), SAM(0.3), nonfinite="skip")
     made = fit(module, precision="16-scaled")
-    assert made.callback_metrics["sam/skipped_steps"] == 0
+    assert "sam/skipped_steps" not in made.callback_metrics
     assert made.precision_plugin.scaler.get_scale() < 2.0**10 * 4
     assert all(param.isfinite().all() for param in module.parameters())
 

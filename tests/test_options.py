@@ -380,11 +380,11 @@ def test_a_choice_that_is_none_is_refused(name: str, value: Any) -> None:
 
 
 def train_with_a_static_graph(options: dict[str, Any]) -> None:
-    with pytest.raises(RuntimeError, match=r"static_graph=True .* Leave static_graph out"):
+    with pytest.raises(RuntimeError, match=r"static_graph=True .*Leave static_graph out"):
         train(SAM(0.3), 3, {"static_graph": True}, **options)
 
 
-@pytest.mark.parametrize("options", [{"ascent": "local"}, {"accumulate": "micro_batch"}], ids=repr)
+@pytest.mark.parametrize("options", [{"ascent": "local"}, {"accumulate": "micro_batch"}, {}], ids=repr)
 def test_a_static_graph_has_to_synchronize_its_first_backward(ranks: dict[int, Ranks], options: dict[str, Any]) -> None:
     ranks[2].run(train_with_a_static_graph, options)
 

@@ -196,6 +196,36 @@ class SavesOnError(Callback):
         trainer.save_checkpoint(self.path)
 
 
+@pytest.mark.parametrize("rule", [SAM(0.3), *STATEFUL], ids=repr)
+def test_a_file_that_is_written_on_an_error_goes_on_as_without_the_error(rule: Rule, tmp_path: Path) -> None:
+    """Every batch is the same, so that the batch of the failed step is not missed."""
+
+    class Same(Plain):
+        fails = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            if self.fails and self.trainer.global_step == 4 and self.sam_pass == last_pass:
+                raise ValueError("in the last pass of a step")
+            return super().training_step(batch, batch_idx)
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(Numbers(), batch_sampler=[list(range(8))] * 6, collate_fn=collate)
+
+    def train(fails: bool, steps: int, resume: bool = False) -> list[Tensor]:
+        module = with_sam(build(Same), rule)
+        module.fails = fails
+        made = trainer(max_epochs=-1, max_steps=steps, callbacks=[SavesOnError(tmp_path / "error.ckpt")])
+        made.fit(module, ckpt_path=tmp_path / "error.ckpt" if resume else None, weights_only=False if resume else None)
+        return [param.detach() for param in module.parameters()]
+
+    # LookSAM takes one pass at that step; whether AE-SAM takes two is its own choice.
+    last_pass = 0 if isinstance(rule, LookSAM) else 1 if isinstance(rule, AESAM) else 2
+    straight = train(False, 9)
+    with pytest.raises(ValueError, match="in the last pass"):
+        train(True, 9)
+    assert differences(train(False, 9, resume=True), straight) == []
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError, ValueError])
 def test_a_file_that_is_written_on_an_error_holds_w(error: type[BaseException], tmp_path: Path) -> None:
     w: list[Tensor] = []
