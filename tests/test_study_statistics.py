@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lightning_same.experiments.study.figures import curve_pictures
 from lightning_same.experiments.study.plan import Run, Study, StudyError
 from lightning_same.experiments.study.report import write_report
 from lightning_same.experiments.study.results import epochs, read_results
@@ -382,3 +383,16 @@ def test_a_broken_run_is_named(damage: str, tmp_path: Path) -> None:
     path.unlink() if damage == "missing" else path.write_text("step\n")
     with pytest.raises(StudyError, match=r"Run 'SAM_0' counts as finished, but cannot be read: .* Remove .*SAM_0"):
         read_results(runs, tmp_path / "runs")
+
+
+def test_a_metric_of_some_epochs_has_its_points_joined() -> None:
+    rows = [
+        {"run": f"{method} {seed}", "method": method, "variant": method, "seed": seed, "epoch": epoch}
+        | {"sharpness/top_eigenvalue": float(epoch + seed) if epoch % 3 == 0 else np.nan}
+        for method in ("SGD", "SAM")
+        for seed in range(2)
+        for epoch in range(1, 10)
+    ]
+    curves = pd.DataFrame(rows)
+    gapped, whole = (curve_pictures(each, ["SAM"]) for each in (curves, curves.dropna()))
+    assert [picture.svg for picture in gapped] == [picture.svg for picture in whole]

@@ -63,7 +63,9 @@ def curve_pictures(curves: pd.DataFrame, reference: Sequence[str]) -> list[Pictu
             for group, variants in _groups(curves, reference):
                 with _panel(title, f"curve-{metric.replace('/', '-')}{group}") as (axes, found):
                     for variant, colour in _coloured(variants, reference):
-                        over = curves[curves["variant"] == variant].groupby("epoch")[metric].agg(["mean", "min", "max"])
+                        # What is measured at every n-th epoch has its points joined.
+                        own = curves[curves["variant"] == variant].dropna(subset=[metric])
+                        over = own.groupby("epoch")[metric].agg(["mean", "min", "max"])
                         axes.plot(over.index, over["mean"], color=colour, label=variant, linewidth=1.4)
                         axes.fill_between(over.index, over["min"], over["max"], color=colour, alpha=0.12, linewidth=0)
                     axes.set_xlabel("epoch")
