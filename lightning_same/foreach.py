@@ -8,9 +8,10 @@ from torch import Tensor
 
 from lightning_same.sharding import any_sharded, local, sum_over_shards
 
-PIECE = 1 << 17
+PIECE = 1 << 16
 """Elements per piece on the CPU. g, s and the temporaries of one piece fit a core's L2 cache, so a formula of ten
-operations reads and writes main memory once instead of ten times."""
+operations reads and writes main memory once instead of ten times. Twice as many would also make temporaries that malloc
+gives back to the system and asks for again, piece by piece."""
 
 ACCELERATOR_PIECE = 1 << 24
 """Elsewhere, where launching a kernel costs more: temporaries stay small beside the model."""
@@ -119,13 +120,15 @@ def elementwise_(
     """Overwrite ``second`` with ``formula(first, second)``, piece by piece.
 
     Args:
-        formula: acts on each element alone; it is called with tensors of equal shape and must not change ``first``.
+        formula: acts on each element alone; it is called with tensors of equal shape, must not change the first and may
+            overwrite the second.
         first: read only.
         second: receives the results.
     """
     for a, b in pieces(first, second):
         result = formula(joined(a), joined(b))
         if len(b) == 1:
-            b[0].copy_(result)
+            if result is not b[0]:
+                b[0].copy_(result)
         else:
             torch._foreach_copy_(b, torch.split(result, [view.numel() for view in b]))
