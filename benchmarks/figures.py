@@ -24,15 +24,18 @@ class Took(NamedTuple):
 
 
 def now() -> Took:
+    """This moment."""
     return Took(time.process_time(), time.perf_counter())
 
 
 def since(start: Took) -> Took:
+    """What has passed."""
     end = now()
     return Took(end.cpu - start.cpu, end.wall - start.wall)
 
 
 def timed(function: Callable[[], Any]) -> Took:
+    """How long a call takes."""
     start = now()
     function()
     return since(start)
@@ -46,8 +49,15 @@ def interleaved(kinds: Mapping[str, Callable[[], Sequence[Took]]], rounds: int, 
         names = list(kinds)
         order.shuffle(names)
         steps = {name: kinds[name]() for name in names}
-        found.append({name: Took(*(statistics.median(each) for each in zip(*steps[name], strict=True))) for name in kinds})
+        found.append(
+            {name: Took(*(statistics.median(each) for each in zip(*steps[name], strict=True))) for name in kinds}
+        )
     return found
+
+
+def median_of(steps: Sequence[Took]) -> Took:
+    """Of each kind of time by itself."""
+    return Took(*(statistics.median(each) for each in zip(*steps, strict=True)))
 
 
 def ratios(rounds: Sequence[Mapping[str, Took]], of: str, to: str) -> dict[str, float]:
@@ -59,6 +69,7 @@ def ratios(rounds: Sequence[Mapping[str, Took]], of: str, to: str) -> dict[str, 
 
 
 def system(threads: int) -> dict[str, Any]:
+    """Where the figures come from."""
     return {
         "device": f"CPU, {threads} thread{'s' if threads > 1 else ''}",
         "system": platform.machine(),
@@ -78,6 +89,7 @@ def write(name: str, result: Mapping[str, Any], table: Iterable[Sequence[str]], 
 
 
 def threads_of(options: Any) -> int:
+    """Set the number of threads and the seed."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     return int(options.threads)

@@ -1,8 +1,8 @@
 """Step time of the rules: against the bare limit, against plain training in Lightning, and against peers there.
 
-``python benchmarks/steps.py`` writes ``benchmarks/results/steps.json`` and the table in ``docs/benchmarks.md``. All kinds
-of a comparison take turns in one process; a figure is the median over the rounds of the ratio within a round. With one
-thread the time is that of the process on the CPU, which other processes change least; wall time stands beside it.
+``python benchmarks/steps.py`` writes ``benchmarks/results/steps.json`` and the table in ``docs/benchmarks.md``. All
+kinds of a comparison take turns in one process; a figure is the median over the rounds of the ratio within a round. The
+time is that of the process on the CPU, which other processes change least; wall time stands beside it.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def bare_step(workload: Workload, rule: Rule | None, fractions: bool = False) ->
 
 
 class Stopwatch(pl.Callback):
-    """Times whole training steps with all that Lightning does between them, from the start of one to that of the next."""
+    """Times whole training steps with all that Lightning does between them, from one's start to the next one's."""
 
     def __init__(self, warm_up: int) -> None:
         self.took: list[Took] = []
@@ -124,6 +124,7 @@ def fit(module: pl.LightningModule, workload: Workload, steps: int, *callbacks: 
 
 
 def bare(at: Rounds) -> list[dict[str, Took]]:
+    """The rules in a plain loop."""
     steps = {"limit": bare_step(at.workload, None)}
     steps |= {name: bare_step(at.workload, rule) for name, rule in RULES.items()}
     steps["SAME, fractions"] = bare_step(at.workload, RULES["SAME"], fractions=True)
@@ -135,6 +136,7 @@ def bare(at: Rounds) -> list[dict[str, Took]]:
 
 
 def inside_lightning(at: Rounds) -> list[dict[str, Took]]:
+    """The rules and their peers in Lightning."""
     workload = at.workload
     modules: dict[str, pl.LightningModule] = {"plain": Net(workload), "wrapper": ByWrapper(workload)}
     modules["pytorch_optimizer"] = ByPytorchOptimizer(workload)
@@ -158,16 +160,19 @@ def inside_lightning(at: Rounds) -> list[dict[str, Took]]:
 
 
 def mean_of(took: Sequence[Took]) -> Sequence[Took]:
+    """The mean step of whole periods of 5."""
     whole = took[: len(took) // 5 * 5] or took
     return [Took(*(sum(each) / len(whole) for each in zip(*whole, strict=True)))]
 
 
 def row(workload: str, of: str, to: str, found: dict[str, float], goal: float | None) -> dict[str, Any]:
+    """One line of the table."""
     met = None if goal is None else found["ratio"] <= goal
     return {"workload": workload, "of": of, "to": to, **found, "goal": goal, "met": met}
 
 
 def rows_of(at: Rounds) -> list[dict[str, Any]]:
+    """All lines of a workload."""
     name = at.workload.name
     loop = bare(at)
     rows = [
@@ -202,7 +207,9 @@ def main() -> None:
     for at in QUICK if options.quick else FULL:
         found = rows_of(at)
         for each in found:
-            print(f"{each['workload']:<26}{each['of']:<34}{each['to']:<30}{each['ratio']:.3f}  wall {each['wall_ratio']:.3f}")
+            print(
+                f"{each['workload']:<26}{each['of']:<34}{each['to']:<30}{each['ratio']:.3f}  wall {each['wall_ratio']:.3f}"
+            )
         rows += found
     if options.quick:
         return

@@ -34,7 +34,7 @@ class Workload(NamedTuple):
 
 
 class Transformer(nn.Module):
-    """Two encoder layers of width 64 over 32 tokens, with dropout; 11 classes by the mean token."""
+    """Two encoder layers of width 64 over 32 tokens, with dropout; 10 classes by the mean token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,6 +81,7 @@ class Net(pl.LightningModule):
 
 
 def sgd(network: nn.Module) -> torch.optim.SGD:
+    """The optimizer that all kinds have."""
     return torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
 
 

@@ -46,7 +46,8 @@ LAYERS = {
     "spectrum": Layer({"hessian", "lanczos"}, ARITHMETIC),
     # Lightning. `two_pass` and `callbacks` stand side by side.
     "optimizers": Layer({"timing"}, LIGHTNING),
-    "replay": Layer(set(), LIGHTNING | {"numpy", "torchmetrics"}),
+    "randomness": Layer(set(), {"numpy", "torch"}),
+    "replay": Layer({"randomness"}, LIGHTNING | {"numpy", "torchmetrics"}),
     "gradients": Layer(set(), LIGHTNING),
     "silence": Layer(set(), LIGHTNING),
     "options": Layer({"parts"}, ARITHMETIC),
