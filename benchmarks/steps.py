@@ -140,7 +140,8 @@ def inside_lightning(at: Rounds) -> list[dict[str, Took]]:
     workload = at.workload
     modules: dict[str, pl.LightningModule] = {"plain": Net(workload), "wrapper": ByWrapper(workload)}
     modules["pytorch_optimizer"] = ByPytorchOptimizer(workload)
-    rules = RULES | {"SAM every 5": SAM(RHO, timing=Every(5))}
+    every = {f"SAM every {k}": SAM(RHO, timing=Every(k)) for k in ((2, 5, 10) if workload is MLP else (5,))}
+    rules = RULES | every
     if workload in (RESNET_16, RESNET_64):  # Where a step takes a second, the kinds that a goal speaks of.
         rules = {name: rules[name] for name in ("SAM", "SAME")}
     else:
@@ -149,9 +150,8 @@ def inside_lightning(at: Rounds) -> list[dict[str, Took]]:
     runs: dict[str, Callable[[], Sequence[Took]]] = {
         name: partial(fit, module, workload, at.lightning_steps) for name, module in modules.items()
     }
-    # A multiple of 5, so that the mean step has one second pass in five.
-    if "SAM every 5" in runs:
-        runs["SAM every 5"] = lambda: mean_of(fit(modules["SAM every 5"], workload, at.lightning_steps))
+    for name in runs.keys() & every.keys():
+        runs[name] = lambda name=name: mean_of(fit(modules[name], workload, at.lightning_steps))
     measured = with_sam(Net(workload), RULES["SAME"])
     runs["SAME, fractions"] = lambda: fit(
         measured, workload, at.lightning_steps, CheckpointFractionMonitor(every_n_steps=1)
@@ -160,8 +160,8 @@ def inside_lightning(at: Rounds) -> list[dict[str, Took]]:
 
 
 def mean_of(took: Sequence[Took]) -> Sequence[Took]:
-    """The mean step of whole periods of 5."""
-    whole = took[: len(took) // 5 * 5] or took
+    """The mean step of whole periods of 2, 5 and 10."""
+    whole = took[: len(took) // 10 * 10] or took
     return [Took(*(sum(each) / len(whole) for each in zip(*whole, strict=True)))]
 
 
@@ -207,9 +207,8 @@ def main() -> None:
     for at in QUICK if options.quick else FULL:
         found = rows_of(at)
         for each in found:
-            print(
-                f"{each['workload']:<26}{each['of']:<34}{each['to']:<30}{each['ratio']:.3f}  wall {each['wall_ratio']:.3f}"
-            )
+            names = f"{each['workload']:<26}{each['of']:<34}{each['to']:<30}"
+            print(f"{names}{each['ratio']:.3f}  wall {each['wall_ratio']:.3f}", flush=True)
         rows += found
     if options.quick:
         return

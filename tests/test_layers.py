@@ -38,7 +38,7 @@ LAYERS = {
     "timing": Layer({"foreach", "memory", "parts"}, ARITHMETIC),
     "perturbations": Layer({"foreach", "memory", "parts"}, ARITHMETIC),
     "combinations": Layer({"checkpoints", "foreach", "memory", "parts", "timing"}, ARITHMETIC),
-    "rule": Layer({"combinations", "memory", "parts", "perturbations", "sharding", "timing"}, ARITHMETIC),
+    "rule": Layer({"combinations", "foreach", "memory", "parts", "perturbations", "sharding", "timing"}, ARITHMETIC),
     "rules": Layer({"combinations", "parts", "perturbations", "rule", "timing"}, ARITHMETIC),
     "lanczos": Layer({"foreach"}, ARITHMETIC),
     "hessian": Layer({"lanczos"}, ARITHMETIC),
