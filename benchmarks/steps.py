@@ -59,8 +59,8 @@ class Rounds(NamedTuple):
 FULL = [
     Rounds(MLP, 25, 30, 15, 40),
     Rounds(TRANSFORMER, 15, 4, 10, 10),
-    Rounds(RESNET_16, 12, 1, 6, 3),
-    Rounds(RESNET_64, 8, 1, 4, 2),
+    Rounds(RESNET_16, 10, 1, 4, 3),
+    Rounds(RESNET_64, 4, 1, 2, 2),
 ]
 QUICK = [Rounds(MLP, 5, 20, 4, 20), Rounds(TRANSFORMER, 5, 2, 3, 5), Rounds(RESNET_16, 3, 1, 2, 1)]
 
