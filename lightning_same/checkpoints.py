@@ -61,6 +61,23 @@ def split(grad: Tensor, perturbed_grad: Tensor) -> tuple[Tensor, Tensor, Tensor,
     )
 
 
+def indicator(ckpt: int, along: Tensor, size: Tensor) -> Tensor:
+    r"""One of the masks of `split` as numbers: 1 in the checkpoint, 0 elsewhere.
+
+    On a CPU a formula on numbers is several times as fast as one on booleans.
+
+    Args:
+        ckpt: 1 to 4.
+        along: s * sign(g).
+        size: \|g\|, of the same dtype.
+    """
+    # Measured along the way that the checkpoint's elements point: positive there.
+    way = along.clone() if ckpt in (1, 2) else along.neg()
+    if ckpt in (1, 3):
+        return way.gt_(size)
+    return way.clone().gt_(0).mul_(way.lt_(size))
+
+
 @torch.no_grad()
 def checkpoint_fractions(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> CheckpointFractions:
     """Share of the elements in each checkpoint, over all tensors together.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_same.checkpoints import CKPTS, split
+from lightning_same.checkpoints import CKPTS, at_least_float32, indicator, split
 from lightning_same.foreach import elementwise_, global_dot, global_norm, inverse
 from lightning_same.memory import Memory
 from lightning_same.parts import Part, number
@@ -69,7 +69,7 @@ class Elementwise(Combination):
 
     @abc.abstractmethod
     def formula(self, g: Tensor, s: Tensor, at: Progress) -> Tensor:
-        """d for tensors g and s of equal shape; must not change g."""
+        """d for tensors g and s of equal shape; must not change g, and may overwrite s."""
 
     @override
     def combine_(
@@ -102,15 +102,21 @@ class Gains(Elementwise):
         for name, gain in self.arguments().items():
             if not isinstance(gain, Schedule):
                 number(self, name, gain)
+        self._gains = (ckpt1, ckpt2, ckpt3, ckpt4)
 
     @override
     def formula(self, g: Tensor, s: Tensor, at: Progress) -> Tensor:
-        d = s
-        for mask, gain in zip(split(g, s), self.arguments().values(), strict=True):
-            factor = value(gain, at)
-            if factor != 1:
-                d = torch.where(mask, s * factor, d)
-        return d
+        gains = {k: value(gain, at) for k, gain in zip(CKPTS, self._gains, strict=True)}
+        gains = {k: gain for k, gain in gains.items() if gain != 1}
+        if not gains:
+            return s
+        dtype = at_least_float32(s)
+        along, size = (s * g.sign()).to(dtype), g.abs().to(dtype)
+        factor = torch.ones_like(along)
+        for k, gain in gains.items():
+            here = indicator(k, along, size)
+            factor.sub_(here).add_(here, alpha=gain)  # From 1 to 0 to the gain, without rounding.
+        return s.mul_(factor)
 
 
 class Select(Elementwise):

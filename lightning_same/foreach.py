@@ -8,9 +8,13 @@ from torch import Tensor
 
 from lightning_same.sharding import any_sharded, local, sum_over_shards
 
-PIECE = 1 << 17
+PIECE = 1 << 16
 """Elements per piece on the CPU. g, s and the temporaries of one piece fit a core's L2 cache, so a formula of ten
-operations reads and writes main memory once instead of ten times."""
+operations reads and writes main memory once instead of ten times. Twice as many would also make temporaries that malloc
+gives back to the system and asks for again, piece by piece."""
+
+RUN = 1 << 18
+"""Elements per run of whole tensors on the CPU."""
 
 ACCELERATOR_PIECE = 1 << 24
 """Elsewhere, where launching a kernel costs more: temporaries stay small beside the model."""
@@ -59,10 +63,10 @@ def global_dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    dtype = torch.promote_types(torch.float32, first[0].dtype)
+    device, dtype = first[0].device, torch.promote_types(torch.float32, first[0].dtype)
     dots = [
-        torch.linalg.vecdot(a.reshape(-1).to(dtype), b.reshape(-1).to(dtype)).to(first[0].device)
-        for a, b in zip(first, second, strict=True)
+        torch.dot(joined(a).flatten().to(dtype), joined(b).flatten().to(dtype)).to(device)
+        for a, b in pieces(first, second)
     ]
     return torch.stack(dots).sum()
 
@@ -70,6 +74,26 @@ def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 def inverse(norm: Tensor) -> Tensor:
     """1/norm, and 0 for a norm of 0, decided on the device."""
     return torch.where(norm == 0, torch.zeros_like(norm), norm.reciprocal())
+
+
+def runs(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Cut a list into runs of a bounded number of elements, for temporaries as large as a run and not as the list.
+
+    Args:
+        tensors: any tensors. One that is larger than the bound makes a run of its own.
+
+    Yields:
+        Slices that cover the list.
+    """
+    start = elements = 0
+    for stop, tensor in enumerate(tensors):
+        most = RUN if tensor.device.type == "cpu" else ACCELERATOR_PIECE
+        if elements and elements + tensor.numel() > most:
+            yield slice(start, stop)
+            start, elements = stop, 0
+        elements += tensor.numel()
+    if tensors:
+        yield slice(start, len(tensors))
 
 
 def pieces(
@@ -119,13 +143,15 @@ def elementwise_(
     """Overwrite ``second`` with ``formula(first, second)``, piece by piece.
 
     Args:
-        formula: acts on each element alone; it is called with tensors of equal shape and must not change ``first``.
+        formula: acts on each element alone; it is called with tensors of equal shape, must not change the first and may
+            overwrite the second.
         first: read only.
         second: receives the results.
     """
     for a, b in pieces(first, second):
         result = formula(joined(a), joined(b))
         if len(b) == 1:
-            b[0].copy_(result)
+            if result is not b[0]:
+                b[0].copy_(result)
         else:
             torch._foreach_copy_(b, torch.split(result, [view.numel() for view in b]))

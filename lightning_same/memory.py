@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_same.foreach import global_norm
-from lightning_same.sharding import spread_like, whole_of
+from lightning_same.sharding import local, spread_like, whole_of
 
 
 class Memory:
@@ -28,12 +28,26 @@ class Memory:
         self.numbers: dict[str, float] = {}
         self._params = list(params)
         self._tensors: dict[str, dict[Tensor, Tensor]] = {}
+        self._scratch: dict[Tensor, Tensor] = {}
 
     def of(self, params: Sequence[Tensor]) -> "Memory":
         """The same memory, for lists that are aligned with other parameters."""
         view = Memory(params)
-        view.numbers, view._tensors = self.numbers, self._tensors
+        view.numbers, view._tensors, view._scratch = self.numbers, self._tensors, self._scratch
         return view
+
+    def scratch(self) -> list[Tensor]:
+        """Room for a copy of each parameter's elements on this process.
+
+        It is the same room each time, so that no step allocates it anew, and no part of the content.
+        """
+        room = []
+        for param in self._params:
+            like, known = local(param), self._scratch.get(param)
+            if known is None or (known.shape, known.dtype, known.device) != (like.shape, like.dtype, like.device):
+                known = self._scratch[param] = torch.empty_like(like, requires_grad=False)
+            room.append(known)
+        return room
 
     def recall(self, name: str) -> list[Tensor | None]:
         """What is remembered under ``name`` for each parameter, read only; None where nothing is."""

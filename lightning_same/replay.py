@@ -5,9 +5,9 @@ import pickle
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 import torchmetrics
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+
+from lightning_same.randomness import random_state
 
 # What torch and Lightning keep for themselves in a module: a forward leaves it alone, or it belongs to the Trainer.
 INTERNAL = frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule()))
@@ -30,6 +32,22 @@ gathers in a list, are not, and copying them at every step would cost more than 
 
 LONG = 1024
 """A list with more items is copied but not looked into, for the same reason."""
+
+
+class Attributes(NamedTuple):
+    """Those of one module.
+
+    Attributes:
+        now: the module's own dictionary.
+        internal: names in it that are not held.
+        held: the others, with their values.
+        size: how many there are in all.
+    """
+
+    now: dict[str, Any]
+    internal: frozenset[str]
+    held: dict[str, Any]
+    size: int
 
 
 class Snapshot:
@@ -48,45 +66,54 @@ class Snapshot:
     """
 
     def __init__(self, module: nn.Module, trained: Sequence[Tensor] = (), device: torch.device | None = None) -> None:
-        self._undo: list[Callable[[], None]] = []
+        self._undo = random_state(device)
+        self._attributes: list[Attributes] = []
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self._seen: set[int] = set()
-        self._trained = {_storage(param) for param in trained}
-        self._room = ROOM * sum(param.nbytes for param in trained) if trained else sys.maxsize
-        self._take_rng(device)
+        self._trained = trained
         self._take_module(module)
+        known = {id(param) for param in trained}
         frozen = [
             param
-            for param in module.parameters()
-            if not nn.parameter.is_lazy(param) and _storage(param) not in self._trained
+            for each in _modules(module)
+            for param in each._parameters.values()
+            if param is not None
+            and id(param) not in known
+            and not nn.parameter.is_lazy(param)
+            and _storage(param) not in self._theirs
         ]
-        if sum(param.nbytes for param in frozen) <= self._room:
+        if frozen and sum(param.nbytes for param in frozen) <= self._room:
             for param in frozen:
                 self._take_tensor(param)
         del self._seen
+
+    @cached_property
+    def _theirs(self) -> set[int]:
+        """The memory of the trained parameters."""
+        return {_storage(param) for param in self._trained}
+
+    @cached_property
+    def _room(self) -> int:
+        return ROOM * sum(param.nbytes for param in self._trained) if self._trained else sys.maxsize
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back. May be called many times."""
         for undo in self._undo:
             undo()
+        for attributes, internal, held, size in self._attributes:
+            attributes.update(held)
+            if len(attributes) > size:
+                for name in attributes.keys() - internal - held.keys():
+                    del attributes[name]
         # Through `.data` the copy leaves version counters alone: a graph that the user keeps across the two passes
         # stays usable, for once all is restored its saved tensors have the values they had.
         pairs = [(tensor.data, value) for tensor, value in self._tensors.values() if _changed(tensor, value)]
         if pairs:
             torch._foreach_copy_([tensor for tensor, _ in pairs], [value for _, value in pairs])
 
-    def _take_rng(self, device: torch.device | None) -> None:
-        self._undo.append(partial(torch.set_rng_state, torch.get_rng_state()))
-        self._undo.append(partial(random.setstate, random.getstate()))
-        if "numpy.random" in sys.modules:
-            self._undo.append(partial(np.random.set_state, np.random.get_state()))
-        if device is not None and device.type not in ("cpu", "meta"):
-            backend = torch.get_device_module(device)
-            self._undo.append(partial(backend.set_rng_state, backend.get_rng_state(device), device))
-
     def _take_module(self, module: nn.Module) -> None:
-        for each in module.modules():
+        for each in _modules(module):
             if id(each) in self._seen:
                 continue
             self._seen.add(id(each))
@@ -95,20 +122,16 @@ class Snapshot:
             self._take_attributes(each)
 
     def _take_attributes(self, module: nn.Module) -> None:
-        internal = METRIC_INTERNAL if isinstance(module, torchmetrics.Metric) else INTERNAL
-        states: Container[str] = module._defaults if isinstance(module, torchmetrics.Metric) else ()
+        metric = isinstance(module, torchmetrics.Metric)
+        internal = METRIC_INTERNAL if metric else INTERNAL
+        states: Any = module._defaults if metric else ()
         attributes = vars(module)
         held = {name: value for name, value in attributes.items() if name not in internal}
-
-        def undo() -> None:
-            for name in attributes.keys() - internal - held.keys():
-                del attributes[name]
-            attributes.update(held)
-
-        self._undo.append(undo)
+        self._attributes.append(Attributes(attributes, internal, held, len(attributes)))
         for name, value in held.items():
-            # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
-            self._take(value, deep=name not in states)
+            if type(value) not in ATOMS:
+                # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
+                self._take(value, deep=name not in states)
 
     def _take(self, value: Any, deep: bool = True) -> None:
         """Take what can change inside ``value``."""
@@ -148,7 +171,7 @@ class Snapshot:
             and value.grad_fn is None
             and not value.is_inference()
             and not value.is_nested
-            and _storage(value) not in self._trained
+            and _storage(value) not in self._theirs
             and not (value.layout == torch.strided and _overlaps(value))
         ):
             self._tensors.setdefault(id(value), (value, value.detach().clone()))
@@ -170,6 +193,10 @@ def copy_of(batch: Any) -> Any:
 
     Tensors that carry a history are detached. A batch that cannot be copied is returned as it is, and said so once.
     """
+    try:
+        return _copied(batch, set())
+    except _UnusualError:
+        pass
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
     memo = {id(leaf): leaf.detach().clone() for leaf in leaves if leaf.grad_fn is not None}
     try:
@@ -180,6 +207,49 @@ def copy_of(batch: Any) -> Any:
             " do not change it in training_step."
         )
         return batch
+
+
+class _UnusualError(Exception):
+    """A batch that only `copy.deepcopy` copies right."""
+
+
+def _copied(value: Any, seen: set[int]) -> Any:
+    """A copy of what most batches are: lists, tuples and dicts of tensors, none of which share anything.
+
+    Of a tensor that is a part of a larger one, only that part.
+    """
+    kind = type(value)
+    if kind in ATOMS:
+        return value
+    if kind is tuple:
+        return tuple([_copied(item, seen) for item in value])
+    if kind is Tensor:
+        plain = value.layout == torch.strided and not (value.requires_grad or value.is_inference() or vars(value))
+        if not plain or value.is_nested or _overlaps(value):
+            raise _UnusualError
+    elif kind is not list and kind is not dict:
+        raise _UnusualError
+    identity = _storage(value) if kind is Tensor else id(value)
+    if identity in seen:
+        raise _UnusualError
+    seen.add(identity)
+    if kind is Tensor:
+        return value.clone()
+    if kind is list:
+        return [_copied(item, seen) for item in value]
+    return {key: _copied(item, seen) for key, item in value.items()}
+
+
+def _modules(module: nn.Module) -> Iterable[nn.Module]:
+    """As ``module.modules()``, which spends most of its time on names."""
+    found: dict[int, nn.Module] = {}
+    waiting: list[nn.Module | None] = [module]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in found:
+            found[id(each)] = each
+            waiting.extend(each._modules.values())
+    return found.values()
 
 
 def _storage(tensor: Tensor) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_same.combinations import Combination, Perturbed
+from lightning_same.foreach import runs
 from lightning_same.memory import Memory
 from lightning_same.parts import Part, number
 from lightning_same.perturbations import Normalized, Perturbation
@@ -94,10 +95,14 @@ class Rule(Part):
         if not moving:
             return
         vector, scale = self.perturbation.direction(moving, along, self._memory(memory, moving).of(moving))
-        step = torch._foreach_mul(vector, scale * radii[0])
-        if len(set(radii)) > 1:
-            torch._foreach_mul_(step, [radius / radii[0] for radius in radii])
-        torch._foreach_add_(moving, step)
+        scale = scale * radii[0]
+        shares = [radius / radii[0] for radius in radii] if len(set(radii)) > 1 else None
+        for run in runs(moving):
+            step = torch._foreach_mul(vector[run], scale)
+            if shares is not None:
+                torch._foreach_mul_(step, shares[run])
+            torch._foreach_add_(moving[run], step)
+            del step  # Or two runs of it would be there at once.
 
     @contextmanager
     def perturbed(
@@ -117,17 +122,23 @@ class Rule(Part):
             grads: g, the same shapes.
             rho: a radius for each tensor instead of the rule's own.
             at: how far training has come, for a radius that changes. Default: its beginning.
-            memory: what the rule carries from step to step, for rules with a moving average.
+            memory: what the rule carries from step to step, for rules with a moving average. With one, the copy of the
+                weights has the same place at every step.
         """
-        moving = [local(param.detach()) for param in compress(params, self.radii(len(params), rho, at))]
-        saved = [param.clone() for param in moving]
+        moving = list(compress(params, self.radii(len(params), rho, at)))
+        saved = (Memory(moving) if memory is None else memory.of(moving)).scratch()
+        with torch.no_grad():
+            moving = [local(param) for param in moving]
+            if moving:
+                torch._foreach_copy_(saved, moving)
         try:
             self.perturb_(params, grads, rho, at, memory)
             del grads  # The caller may be done with them; they are as large as the model.
             yield
         finally:
             if moving:
-                torch._foreach_copy_(moving, saved)
+                with torch.no_grad():
+                    torch._foreach_copy_(moving, saved)
 
     @torch.no_grad()
     def combine_(

@@ -124,9 +124,11 @@ class TwoPass:
             values["sam/rho"] = self._rho
         if self._skips:
             values["sam/skipped_steps"] = float(self._skipped)
+        if not values:
+            return
         trainer = self._trainer
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-        if values and trainer._logger_connector.should_update_logs:
+        if trainer._logger_connector.should_update_logs:
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
@@ -333,8 +335,9 @@ class TwoPass:
         self._has_perturbed = True
         keep = rule.combination.needs_grads or bool(self._observers())
         after = self._snapshot()
-        grads = self._store.take([*self._module.parameters(), *params])
-        foreign = {param: grad for param, grad in grads.items() if param not in radii}
+        others = [param for param in self._module.parameters() if param not in radii]
+        grads = self._store.take([*others, *params])
+        foreign = {param: grads.get(param) for param in others}
         perturbed = rule.perturbed(params, along, [radii[param] for param in params], self._at, memory)
         self.sam_pass = 2
         base_arrives = _nothing
@@ -352,7 +355,7 @@ class TwoPass:
         finally:
             self.sam_pass = 1
             after.restore()
-            put({other: foreign.get(other) for other in self._module.parameters() if other not in radii})
+            put(foreign)
         base_arrives()
         if not self._apart:
             # Not reached at w + e: the gradient there is zero, while the optimizer steps the parameter.

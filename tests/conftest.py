@@ -3,10 +3,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from ranks import Ranks
 
 # The nets are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+# Others may use the machine too.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)

@@ -38,7 +38,7 @@ LAYERS = {
     "timing": Layer({"foreach", "memory", "parts"}, ARITHMETIC),
     "perturbations": Layer({"foreach", "memory", "parts"}, ARITHMETIC),
     "combinations": Layer({"checkpoints", "foreach", "memory", "parts", "timing"}, ARITHMETIC),
-    "rule": Layer({"combinations", "memory", "parts", "perturbations", "sharding", "timing"}, ARITHMETIC),
+    "rule": Layer({"combinations", "foreach", "memory", "parts", "perturbations", "sharding", "timing"}, ARITHMETIC),
     "rules": Layer({"combinations", "parts", "perturbations", "rule", "timing"}, ARITHMETIC),
     "lanczos": Layer({"foreach"}, ARITHMETIC),
     "hessian": Layer({"lanczos"}, ARITHMETIC),
@@ -46,7 +46,8 @@ LAYERS = {
     "spectrum": Layer({"hessian", "lanczos"}, ARITHMETIC),
     # Lightning. `two_pass` and `callbacks` stand side by side.
     "optimizers": Layer({"timing"}, LIGHTNING),
-    "replay": Layer(set(), LIGHTNING | {"numpy", "torchmetrics"}),
+    "randomness": Layer(set(), {"numpy", "torch"}),
+    "replay": Layer({"randomness"}, LIGHTNING | {"numpy", "torchmetrics"}),
     "gradients": Layer(set(), LIGHTNING),
     "silence": Layer(set(), LIGHTNING),
     "options": Layer({"parts"}, ARITHMETIC),

@@ -251,3 +251,54 @@ def test_the_accelerators_random_state() -> None:
     first = torch.rand(3, device=device)
     start.restore()
     assert torch.equal(first, torch.rand(3, device=device))
+
+
+def test_a_copy_of_a_slice_is_no_larger_than_the_slice() -> None:
+    data = torch.arange(1000.0)
+    copied = copy_of([data[10:14], 3])
+    assert copied[0].tolist() == [10, 11, 12, 13]
+    assert copied[0].untyped_storage().nbytes() == 16
+
+
+def test_what_a_batch_shares_its_copy_shares() -> None:
+    x, items = torch.zeros(2), [1]
+    twice, view, lists = copy_of([x, x]), copy_of({"x": x, "view": x[:1]}), copy_of((items, items))
+    assert twice[0] is twice[1]
+    view["x"].add_(1)
+    assert view["view"].tolist() == [1]
+    assert lists[0] is lists[1]
+    assert lists[0] is not items
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["", "with a normal number waiting"])
+def test_numpys_state_comes_back(waiting: bool) -> None:
+    """Also where nobody has drawn since the state was read last, and where its memory does not tell all."""
+    before = np.random.get_state()
+    try:
+        np.random.seed(3)
+        if waiting:
+            np.random.randn()
+        for draw in (np.random.randn, np.random.rand, lambda: np.random.seed(3)):
+            start = Snapshot(nn.Identity())
+            first = [draw(), np.random.randn(), np.random.rand()]
+            start.restore()
+            assert np.random.get_state()[3] == waiting
+            assert [draw(), np.random.randn(), np.random.rand()] == first
+            start.restore()
+            start.restore()
+            assert [draw(), np.random.randn(), np.random.rand()] == first
+            start.restore()
+    finally:
+        np.random.set_state(before)
+
+
+def test_the_state_of_another_kind_of_numpy_generator_comes_back() -> None:
+    twister = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(1))
+    try:
+        start = Snapshot(nn.Identity())
+        first = np.random.randn(3).tolist()
+        start.restore()
+        assert np.random.randn(3).tolist() == first
+    finally:
+        np.random.set_bit_generator(twister)
