@@ -557,3 +557,61 @@ def test_a_resumed_run_measures_at_the_same_steps(tmp_path: Path) -> None:
 def test_bad_options_are_named(monitor: Any, options: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=f"{monitor.__name__}: {complaint}"):
         monitor(**options)
+
+
+class HeadOnly(Plain):
+    """The optimizer steps the last layer alone; the first can be trained too."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.layers[2].parameters(), lr=0.1)
+
+
+class Idle(Plain):
+    """The optimizer steps a layer that no batch reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle = nn.Linear(20, 20)
+
+
+class Loose(Plain):
+    """The optimizer steps a tensor that is no parameter of the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loose = [torch.full((3,), 0.5, requires_grad=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) * self.loose[0]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([*self.parameters(), *self.loose], lr=0.1)
+
+
+def first_row(kind: Any, mixed: bool) -> dict[str, float]:
+    with float64():
+        options: Any = {}
+        if torch.distributed.is_initialized():
+            size = torch.distributed.get_world_size()
+            ddp = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
+            options = {"devices": size, "strategy": ddp}
+        module = with_sam(build(kind), SAM(0.3)) if mixed else build(kind)
+        rows = rows_of(module, *(monitor(rho=0.3) for monitor in MONITORS), max_steps=1, **options)
+    return rows[0][1] if rows else {}
+
+
+@pytest.mark.parametrize("kind", [Plain, HeadOnly, Idle, Loose])
+def test_a_plain_module_and_one_with_a_rule_are_measured_alike(kind: Any) -> None:
+    """Over the parameters that the optimizer steps and the batch reaches."""
+    plain, mixed = first_row(kind, False), first_row(kind, True)
+    assert {*NORMS, *STEP, "ckpt_fraction/rest"} < plain.keys()
+    # The step of a plain module is g, that of the rule s.
+    assert plain.pop(STEP[0]) == pytest.approx(plain["grad_norm/base"])
+    assert mixed.pop(STEP[0]) == pytest.approx(plain["grad_norm/perturbed"])
+    assert plain == pytest.approx(mixed)
+
+
+@pytest.mark.parametrize("kind", [HeadOnly, Idle])
+def test_on_two_processes_they_are_measured_alike(ranks: dict[int, Ranks], kind: Any) -> None:
+    for mixed in (False, True):
+        assert ranks[2].run(first_row, kind, mixed) == [pytest.approx(first_row(kind, mixed)), {}]
