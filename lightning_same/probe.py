@@ -1,6 +1,6 @@
 """The two gradients of a model that trains as usual, taken beside its training and without a trace in it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_same.gradients import TwoGradients, loss_scale
 from lightning_same.optimizers import trained
+from lightning_same.processes import replicated
 from lightning_same.refusals import checked_loss
 from lightning_same.replay import Snapshot, copy_of
 from lightning_same.rules import SAM
@@ -27,7 +28,7 @@ class Samples(NamedTuple):
     """Some samples of a batch on this process.
 
     Attributes:
-        batch: a batch of them alone.
+        batch: a batch of them alone; any batch where there are none.
         weight: their share of all samples of their kind on all processes.
     """
 
@@ -78,8 +79,8 @@ def refuse_probe(
         )
     if sharding and parts:
         raise RuntimeError(
-            f"{owner}: ModelParallelStrategy lets all processes wait for each forward, and not every process has clean"
-            ' and noisy samples in every batch. Use strategy="ddp", or leave `noisy_mask` out.'
+            f"{owner}: ModelParallelStrategy gives all processes the same weight, and not every process has as many"
+            ' clean and noisy samples in every batch. Use strategy="ddp", or leave `noisy_mask` out.'
         )
     if loss_fn is None and not module.automatic_optimization:
         raise RuntimeError(
@@ -93,8 +94,8 @@ def refuse_probe(
         )
     if parts and any(isinstance(each, nn.SyncBatchNorm) for each in module.modules()):
         raise RuntimeError(
-            f"{owner}: {name} has SyncBatchNorm layers, which wait for all processes, while not every process has clean"
-            " and noisy samples in every batch. Train with `sync_batchnorm=False`, or leave `noisy_mask` out."
+            f"{owner}: {name} has SyncBatchNorm layers, which mix the samples of all processes, while not every process"
+            " has clean and noisy ones in every batch. Train with `sync_batchnorm=False`, or leave `noisy_mask` out."
         )
 
 
@@ -121,8 +122,9 @@ def probe(
     its own, at w and at the w + e that the *whole* batch leads to. So for a loss that is a mean over samples, n g is
     the sum of n_clean g_clean and n_noisy g_noisy, and s likewise, but for layers that mix the samples of a batch, such
     as BatchNorm, and for the draws of dropout. Over several processes, the gradients of a part are the means over all
-    its samples everywhere. A process with a single sample of a kind leaves it out if the module has BatchNorm layers,
-    which fail on one.
+    its samples everywhere; a process without any goes through the training step with all of its batch, for nothing
+    but to meet the others there. A process with a single sample of a kind leaves it out if the module has BatchNorm
+    layers, which fail on one.
 
     Args:
         trainer: the Trainer.
@@ -138,9 +140,10 @@ def probe(
 
     Raises:
         ValueError: if a mask is not a boolean vector, or no tensor in the batch is as long.
+        RuntimeError: if DDP with a static graph meets a reentrant activation checkpoint.
     """
     params = stepped(trainer, module)
-    scale = loss_scale(trainer, module.device)
+    scale, ddp = loss_scale(trainer, module.device), replicated(trainer)
     samples = [Samples(batch, 1 / trainer.world_size)]
     parts = [(mask, name, part) for mask in noisy_masks for name, part in _parts(trainer, module, batch, mask).items()]
     samples += [part for _, _, part in parts]
@@ -152,6 +155,13 @@ def probe(
         if loss is None:
             return None
         checked_loss(loss, f"{type(module).__name__}.training_step" if loss_fn is None else "`loss_fn`")
+        if ddp is not None and ddp.static_graph and _recomputes(loss):
+            raise RuntimeError(
+                f"{type(module).__name__} has activation checkpoints with `use_reentrant=True`, whose gradients cannot"
+                " be measured beside DDP's `static_graph=True`. Use `use_reentrant=False`."
+            )
+        if not of.weight:
+            loss = loss * 0.0
         return derivatives(loss if scale is None else loss * scale, params, module)
 
     def gradients(along: Mapping[Tensor, Tensor] | None = None) -> list[dict[Tensor, Tensor]] | None:
@@ -159,10 +169,11 @@ def probe(
         for of in samples:
             before.restore()
             with nullcontext() if along is None else SAM(rho).perturbed([*along], [*along.values()]):
-                grads = gradient(of) if of.weight else None
-            if grads is None and of.batch is batch:
+                # Without samples too: the forward or the backward may wait for the other processes.
+                grads = gradient(of)
+            if grads is None and of is samples[0]:
                 return None
-            found.append(_mean(trainer, params, grads, of.weight))
+            found.append(_mean(trainer, params, grads if of.weight else None, of.weight))
         return found
 
     with muted(module), muted_loggers(trainer):
@@ -192,17 +203,49 @@ def stepped(trainer: pl.Trainer, module: nn.Module) -> list[Tensor]:
 
 def derivatives(loss: Tensor, params: Sequence[Tensor], module: nn.Module) -> Sequence[Tensor | None]:
     """The gradient of a loss, which leaves ``.grad`` as it is; of sharded parameters the mean over the processes."""
-    if not any_sharded(params):
+    sharded = any_sharded(params)
+    if not (sharded or _recomputes(loss)):
         # Not `.backward`, which would fill `.grad` and drive DDP's reducer.
         return torch.autograd.grad(loss, params, allow_unused=True)
-    # FSDP2 spreads gradients over the processes where `.backward` leaves them, and nowhere else.
-    kept = {param: param.grad for param in [*module.parameters(), *params]}
-    put(dict.fromkeys(kept))
+    # FSDP2 spreads gradients over the processes where `.backward` leaves them, and nowhere else; and so do the
+    # checkpoints that call `.backward` in their own. DDP's reducer listens only after a forward of its wrapper.
+    leaves = dict.fromkeys([*module.parameters(), *params])
+    kept = {param: param.grad for param in leaves}
+    put(dict.fromkeys(leaves))
     try:
-        loss.backward()  # type: ignore[no-untyped-call]
+        with nullcontext() if sharded else _without_hooks(leaves):
+            loss.backward()  # type: ignore[no-untyped-call]
         return [param.grad for param in params]
     finally:
         put(kept)
+
+
+def _recomputes(loss: Tensor) -> bool:
+    """Whether an activation checkpoint lies in the graph that hides from it what it calls (``use_reentrant=True``)."""
+    seen: set[Any] = set()
+    ahead = [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if "CheckpointFunction" in node.name():
+            return True
+        seen.add(node)
+        ahead += [child for child, _ in node.next_functions]
+    return False
+
+
+@contextmanager
+def _without_hooks(params: Iterable[Tensor]) -> Iterator[None]:
+    """No hook of the user's hears that a gradient is there: it might step an optimizer."""
+    kept = [(hooks, dict(hooks)) for param in params if (hooks := param._post_accumulate_grad_hooks)]
+    for hooks, _ in kept:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, items in kept:
+            hooks.update(items)
 
 
 def _parts(trainer: pl.Trainer, module: nn.Module, batch: Any, noisy_mask: NoisyMask) -> dict[str, Samples]:
@@ -219,7 +262,7 @@ def _parts(trainer: pl.Trainer, module: nn.Module, batch: Any, noisy_mask: Noisy
     found = {}
     for (name, mask), count, total in zip(masks.items(), counts.tolist(), totals.tolist(), strict=True):
         if total:
-            found[name] = Samples(_rows(batch, mask) if count else None, count / total)
+            found[name] = Samples(_rows(batch, mask) if count else batch, count / total)
     return found
 
 

@@ -61,7 +61,8 @@ LAYERS = {
     "mixin": Layer({"options", "refusals", "rule", "two_pass"}, LIGHTNING),
     "mixing": Layer({"mixin", "options", "refusals", "rule"}, LIGHTNING),
     "probe": Layer(
-        {"gradients", "optimizers", "refusals", "replay", "rules", "sharding", "silence", "store"}, LIGHTNING
+        {"gradients", "optimizers", "processes", "refusals", "replay", "rules", "sharding", "silence", "store"},
+        LIGHTNING,
     ),
     "monitor": Layer({"gradients", "parts", "probe", "rule"}, LIGHTNING),
     "sharpness": Layer(
