@@ -700,3 +700,13 @@ def test_a_process_without_samples_of_a_kind_meets_the_others_in_the_forward(ran
         loss = nn.functional.cross_entropy(module(x[mine & (y == 0)]), y[mine & (y == 0)])
         expected = np.linalg.norm(flat(torch.autograd.grad(loss, list(module.parameters()))))
     assert rows[0]["grad_norm_noisy/base"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_tensor_that_the_module_does_not_know_has_no_values_of_its_own(mixed: bool) -> None:
+    module = with_sam(build(Loose), SAM(0.3)) if mixed else build(Loose)
+    row = rows_of(module, *(monitor(per_layer=True) for monitor in MONITORS), max_steps=1)[0][1]
+    named = {name for name, _ in module.named_parameters()}
+    for head, tail in (("grad_norm_layer", "/base"), ("grad_norm_layer", "/step"), ("ckpt_fraction_layer", "/rest")):
+        assert {f"{head}/{name}{tail}" for name in named} == {k for k in row if k.startswith(head) and k.endswith(tail)}
+    assert {f"weight_norm_layer/{name}" for name in named} == {k for k in row if k.startswith("weight_norm_layer")}
