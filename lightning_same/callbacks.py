@@ -75,12 +75,14 @@ class CheckpointFractionMonitor(GradientMonitor):
         self.histogram = histogram
 
     @override
-    def measured(self, gradients: TwoGradients, names: Sequence[str], of: str = "") -> dict[str, Tensor]:
+    def measured(self, gradients: TwoGradients, names: Sequence[str | None], of: str = "") -> dict[str, Tensor]:
         """The shares, by their keys."""
         sizes = [grad.numel() for grad in gradients.grads]
         counts, layers = tallied(checkpoint_counts, gradients, names)
         found = keyed(f"ckpt_fraction{of}", fractions_of(counts, sum(sizes))._asdict())
         for name, layer, size in zip(names, layers, sizes, strict=False):
+            if name is None:
+                continue
             found |= keyed(f"ckpt_fraction{of}_layer/{name}", fractions_of(layer, max(1, size))._asdict())
         if self.histogram:
             bins, _ = tallied(ratio_counts, gradients)
@@ -148,12 +150,14 @@ class GradientNormMonitor(GradientMonitor):
         super().__init__(every_n_steps, every_n_epochs, per_layer, noisy_mask, prog_bar, rho, loss_fn)
 
     @override
-    def measured(self, gradients: TwoGradients, names: Sequence[str], of: str = "") -> dict[str, Tensor]:
+    def measured(self, gradients: TwoGradients, names: Sequence[str | None], of: str = "") -> dict[str, Tensor]:
         """The norms and cosines, by their keys."""
         sums, layers = tallied(sums_of_squares, gradients, names)
         found: dict[str, Tensor] = {}
-        places = [of, *(f"{of}_layer/{name}" for name in names)]
+        places = [of, *(None if name is None else f"{of}_layer/{name}" for name in names)]
         for place, each in zip(places, [sums, *layers], strict=True):
+            if place is None:
+                continue
             norms = norms_of(each, gradients.scale)._asdict()
             found[f"grad_cosine{place}"] = norms.pop("cosine")
             found |= keyed(f"grad_norm{place}", norms)
@@ -172,14 +176,17 @@ class GradientNormMonitor(GradientMonitor):
         self._values["weight_norm"] = global_norm(params)
         if self.per_layer:
             known = names_of(pl_module)
-            for param, step in steps.items():
-                self._values[f"grad_norm_layer/{known[param]}/step"] = global_norm([step])
-            for param in params:
-                self._values[f"weight_norm_layer/{known[param]}"] = global_norm([param])
+            named = {param: known[param] for param in params if param in known}
+            for param, name in named.items():
+                if param in steps:
+                    self._values[f"grad_norm_layer/{name}/step"] = global_norm([steps[param]])
+                self._values[f"weight_norm_layer/{name}"] = global_norm([param])
 
 
 def tallied(
-    tally: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor], gradients: TwoGradients, names: Sequence[str] = ()
+    tally: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor],
+    gradients: TwoGradients,
+    names: Sequence[str | None] = (),
 ) -> tuple[Tensor, list[Tensor]]:
     """What ``tally`` counts or sums up over all tensors and, where there are names, over each; one sweep for both."""
     _, grads, perturbed_grads, _ = gradients

@@ -75,12 +75,13 @@ class GradientMonitor(Callback, abc.ABC):
         self._values: dict[str, Tensor] = {}
 
     @abc.abstractmethod
-    def measured(self, gradients: TwoGradients, names: Sequence[str], of: str = "") -> dict[str, Tensor]:
+    def measured(self, gradients: TwoGradients, names: Sequence[str | None], of: str = "") -> dict[str, Tensor]:
         """The values to log, by their keys: scalar tensors, on which nothing has waited.
 
         Args:
             gradients: g and s.
-            names: of the parameters whose values to log one by one, all of them or none.
+            names: of the parameters, to log the values of each; None for a tensor that the module does not know.
+                Empty if they are not asked for.
             of: to be added to each key's group, for the gradients of a part of the batch.
         """
 
@@ -154,10 +155,10 @@ class GradientMonitor(Callback, abc.ABC):
                 trainer.progress_bar_metrics.update({self.shown[key]: row[key] for key in self.shown if key in row})
 
     def _measure(self, module: pl.LightningModule, gradients: TwoGradients, of: str = "") -> None:
-        names: list[str] = []
+        names: list[str | None] = []
         if self.per_layer:
             known = names_of(module)
-            names = [known[param] for param in gradients.params]
+            names = [known.get(param) for param in gradients.params]
         self._values.update(self.measured(gradients, names, of))
 
     def _alike(self, trainer: pl.Trainer) -> Iterator["GradientMonitor"]:

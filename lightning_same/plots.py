@@ -19,6 +19,8 @@ except ModuleNotFoundError as error:
         f"Pictures need {error.name}: pip install 'lightning-same[plots]'.", name=error.name
     ) from error
 
+CSV = "metrics.csv"
+
 MOST = 300
 """Points that a curve is drawn with; of more, neighbours are drawn as their mean and their range."""
 
@@ -74,6 +76,10 @@ ENDS = {
     "sharpness/top_eigenvalue": Look("top", "#0072B2"),
     "sharpness/bottom_eigenvalue": Look("bottom", "#D55E00", "--"),
 }
+RESIDUALS = {
+    "sharpness/top_eigenvalue": "sharpness/residual",
+    "sharpness/bottom_eigenvalue": "sharpness/bottom_residual",
+}
 
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:
@@ -90,25 +96,29 @@ def read_metrics(run_dir: str | Path) -> pd.DataFrame:
         FileNotFoundError: if there is no such folder, or no metrics in it.
         ValueError: if it holds several runs, or a file without metrics.
     """
-    folder = Path(run_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {run_dir}.")
-    patterns = ("metrics.csv", "events.out.tfevents.*")
-    runs = sorted({path.parent for pattern in patterns for path in folder.rglob(pattern)})
-    if not runs:
-        raise FileNotFoundError(
-            f"{run_dir} holds no metrics: neither a metrics.csv nor event files. Train with"
-            " `Trainer(logger=CSVLogger(...))` or with TensorBoardLogger."
-        )
-    if folder in runs:
-        runs = [folder]
+    runs = _runs(run_dir)
     if len(runs) > 1:
         raise ValueError(f"{run_dir} holds {len(runs)} runs. Name one of them: {', '.join(map(str, runs))}.")
-    table = _read_csv(runs[0] / patterns[0]) if (runs[0] / patterns[0]).exists() else _read_events(runs[0])
+    table = _read_csv(runs[0] / CSV) if (runs[0] / CSV).exists() else _read_events(runs[0])
     table = table.dropna(axis="columns", how="all")
     if table.empty:
         raise ValueError(f"{runs[0]} holds no metrics yet.")
     return table
+
+
+def _runs(run_dir: str | Path) -> list[Path]:
+    """The folder, if it holds metrics, or those below it that do, the latest written last."""
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {run_dir}.")
+    files = [file for pattern in (CSV, "events.out.tfevents.*") for file in folder.rglob(pattern)]
+    if not files:
+        raise FileNotFoundError(
+            f"{run_dir} holds no metrics: neither a metrics.csv nor event files. Train with"
+            " `Trainer(logger=CSVLogger(...))` or with TensorBoardLogger."
+        )
+    written = {file.parent: file.stat().st_mtime for file in sorted(files, key=lambda file: file.stat().st_mtime)}
+    return [folder] if folder in written else sorted(written, key=lambda run: (written[run], run))
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
@@ -202,7 +212,7 @@ def draw_norms(table: pd.DataFrame) -> Figure:
 
 
 def draw_sharpness(table: pd.DataFrame) -> Figure:
-    """The ends of the Hessian's spectrum over training, each within the band of its residual.
+    """The ends of the Hessian's spectrum over training, each within the band of its own residual.
 
     Values that had not converged are drawn as crosses.
 
@@ -217,7 +227,7 @@ def draw_sharpness(table: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(6, 3.2))
         axes = figure.subplots()
         looks = {key: look for key, look in ENDS.items() if key in table}
-        ends = _curves(axes, table, looks, residual="sharpness/residual")
+        ends = _curves(axes, table, looks, RESIDUALS)
         if "sharpness/converged" in table:
             doubtful = _finite(table.loc[table["sharpness/converged"] == 0, list(looks)])
             for key, look in looks.items():
@@ -246,21 +256,24 @@ def main(args: Sequence[str] | None = None) -> None:
         args: instead of the command line's.
     """
     parser = argparse.ArgumentParser(prog="lightning-same plot", description="Draw what the monitors have logged.")
-    parser.add_argument("run_dir", type=Path, help="the folder of the run, where metrics.csv or the event files are")
+    parser.add_argument("run_dir", type=Path, help="the folder of the run, or one above its runs: the newest")
     parser.add_argument("--out", type=Path, help="the folder to write the pictures to; by default that of the run")
     given = parser.parse_args(args)
     try:
-        table = read_metrics(given.run_dir)
+        *older, run = _runs(given.run_dir)
+        table = read_metrics(run)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    missing = {}
+    if older:
+        sys.stderr.write(f"{given.run_dir} holds {len(older) + 1} runs; this is the newest, {run}.\n")
+    missing = []
     for name, (draw, monitor) in FIGURES.items():
         try:
             figure = draw(table)
-        except KeyError as error:
-            missing[name] = f"{name}: {error.args[0]} {monitor} logs them."
+        except KeyError:
+            missing.append(f"{name}: add {monitor}")
             continue
-        folder = given.out or given.run_dir
+        folder = given.out or (run if older else given.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         for file in (folder / f"{name}.png", folder / f"{name}.svg"):
             with mpl.rc_context(STYLE):
@@ -268,9 +281,9 @@ def main(args: Sequence[str] | None = None) -> None:
                 figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
             sys.stdout.write(f"{file}\n")
     if len(missing) == len(FIGURES):
-        parser.error("\n".join([f"{given.run_dir} has nothing to draw.", *missing.values()]))
-    for message in missing.values():
-        sys.stderr.write(f"Left out {message}\n")
+        parser.error("\n".join([f"{given.run_dir} has nothing to draw.", *missing]))
+    for message in missing:
+        sys.stderr.write(f"{message}\n")
 
 
 def _require(table: pd.DataFrame, keys: Sequence[str]) -> None:
@@ -295,23 +308,26 @@ def _stack(axes: Axes, shares: pd.DataFrame, looks: Sequence[Look]) -> dict[str,
     """Areas on each other.
 
     Returns:
-        The middle of each area's right edge, by its label.
+        The middle of each area's right edge, by its label; not of areas that have no height anywhere.
     """
     steps, groups = _thinned(shares)
     thin = groups.mean()
     if len(thin) == 1:  # An area needs two edges.
         axes.set_xticks(steps)
         thin, steps = pd.concat([thin, thin]), np.array([steps[0] - 0.5, steps[0] + 0.5])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     areas = axes.stackplot(steps, thin.to_numpy().T, colors=[look.color for look in looks])
     for area, look in zip(areas, looks, strict=True):
         area.set(hatch=look.hatch, edgecolor="white", linewidth=0.8)
     axes.set(ylim=(0, 1), xlim=steps[[0, -1]])
     middles = thin.iloc[-1].cumsum() - thin.iloc[-1] / 2
-    return {look.label: (steps[-1], middle) for look, middle in zip(looks, middles, strict=True)}
+    tall = thin.max() > 0
+    return {look.label: (steps[-1], middle) for look, middle, any_ in zip(looks, middles, tall, strict=True) if any_}
 
 
 def _curves(
-    axes: Axes, table: pd.DataFrame, looks: Mapping[str, Look], residual: str = ""
+    axes: Axes, table: pd.DataFrame, looks: Mapping[str, Look], residuals: Mapping[str, str] | None = None
 ) -> dict[str, tuple[float, float]]:
     """A line for each key; of many points the means. The band is that of the residual, or of the middle half.
 
@@ -320,6 +336,7 @@ def _curves(
     """
     ends = {}
     for key, look in looks.items():
+        residual = (residuals or {}).get(key)
         columns = [key, residual] if residual in table else [key]
         values = _finite(table[columns])
         if values.empty:
@@ -333,7 +350,14 @@ def _curves(
         axes.plot(steps, mean[key], ls=look.dashes, color=look.color, lw=1.4, marker=marker, ms=3, clip_on=False)
         axes.fill_between(steps, low, high, color=look.color, alpha=0.18, lw=0)
         ends[look.label] = (steps[-1], mean[key].iloc[-1])
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True) if len(table) > 1 else FixedLocator(list(table.index)))
+    drawn = np.array([each.dataLim.intervalx for each in axes.get_shared_x_axes().get_siblings(axes)])
+    first, last = drawn[:, 0].min(), drawn[:, 1].max()
+    if first == last:  # One point: at the right edge, where curves end, and their names stand.
+        axes.xaxis.set_major_locator(FixedLocator([first]))
+        axes.set_xlim(first - 1, first)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.autoscale(axis="x")
     return {label: end for label, end in ends.items() if label}
 
 

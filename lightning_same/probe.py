@@ -1,6 +1,6 @@
 """The two gradients of a model that trains as usual, taken beside its training and without a trace in it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 
 from lightning_same.gradients import TwoGradients, loss_scale
+from lightning_same.optimizers import trained
+from lightning_same.processes import replicated
 from lightning_same.refusals import checked_loss
 from lightning_same.replay import Snapshot, copy_of
 from lightning_same.rules import SAM
@@ -26,7 +28,7 @@ class Samples(NamedTuple):
     """Some samples of a batch on this process.
 
     Attributes:
-        batch: a batch of them alone.
+        batch: a batch of them alone; any batch where there are none.
         weight: their share of all samples of their kind on all processes.
     """
 
@@ -77,8 +79,8 @@ def refuse_probe(
         )
     if sharding and parts:
         raise RuntimeError(
-            f"{owner}: ModelParallelStrategy lets all processes wait for each forward, and not every process has clean"
-            ' and noisy samples in every batch. Use strategy="ddp", or leave `noisy_mask` out.'
+            f"{owner}: ModelParallelStrategy gives all processes the same weight, and not every process has as many"
+            ' clean and noisy samples in every batch. Use strategy="ddp", or leave `noisy_mask` out.'
         )
     if loss_fn is None and not module.automatic_optimization:
         raise RuntimeError(
@@ -92,8 +94,8 @@ def refuse_probe(
         )
     if parts and any(isinstance(each, nn.SyncBatchNorm) for each in module.modules()):
         raise RuntimeError(
-            f"{owner}: {name} has SyncBatchNorm layers, which wait for all processes, while not every process has clean"
-            " and noisy samples in every batch. Train with `sync_batchnorm=False`, or leave `noisy_mask` out."
+            f"{owner}: {name} has SyncBatchNorm layers, which mix the samples of all processes, while not every process"
+            " has clean and noisy ones in every batch. Train with `sync_batchnorm=False`, or leave `noisy_mask` out."
         )
 
 
@@ -108,6 +110,9 @@ def probe(
 ) -> Probed | None:
     r"""The gradient of a batch at w and at w + rho * g / \|\|g\|\|, and those of its clean and noisy samples there.
 
+    Of the parameters that the Trainer's optimizers step, as those of a two-pass step are: what the batch does not
+    reach on any process has no gradient, and is neither perturbed nor counted.
+
     All passes see the same random state and buffers. Afterwards weights, ``.grad``, buffers, random state, metrics,
     attributes and logs are bit for bit what they were. Costs two forward-backward passes, and for each mask four more,
     which see every sample twice.
@@ -117,8 +122,9 @@ def probe(
     its own, at w and at the w + e that the *whole* batch leads to. So for a loss that is a mean over samples, n g is
     the sum of n_clean g_clean and n_noisy g_noisy, and s likewise, but for layers that mix the samples of a batch, such
     as BatchNorm, and for the draws of dropout. Over several processes, the gradients of a part are the means over all
-    its samples everywhere. A process with a single sample of a kind leaves it out if the module has BatchNorm layers,
-    which fail on one.
+    its samples everywhere; a process without any goes through the training step with all of its batch, for nothing
+    but to meet the others there. A process with a single sample of a kind leaves it out if the module has BatchNorm
+    layers, which fail on one.
 
     Args:
         trainer: the Trainer.
@@ -130,36 +136,44 @@ def probe(
         noisy_masks: functions that say which samples of the batch are noisy.
 
     Returns:
-        The gradients, averaged over all processes; None if the training step returns None.
+        The gradients, averaged over all processes; None if the training step returns None, or reaches no parameter.
 
     Raises:
         ValueError: if a mask is not a boolean vector, or no tensor in the batch is as long.
+        RuntimeError: if DDP with a static graph meets a reentrant activation checkpoint.
     """
-    params = [param for param in module.parameters() if param.requires_grad]
-    scale = loss_scale(trainer, module.device)
+    params = stepped(trainer, module)
+    scale, ddp = loss_scale(trainer, module.device), replicated(trainer)
     samples = [Samples(batch, 1 / trainer.world_size)]
     parts = [(mask, name, part) for mask in noisy_masks for name, part in _parts(trainer, module, batch, mask).items()]
     samples += [part for _, _, part in parts]
 
-    def gradient(of: Samples) -> list[Tensor] | None:
+    def gradient(of: Samples) -> Sequence[Tensor | None] | None:
         given = copy_of(of.batch)
         with torch.enable_grad(), trainer.precision_plugin.train_step_context():
             loss = training_loss(module, given, batch_idx) if loss_fn is None else loss_fn(module, given)
         if loss is None:
             return None
         checked_loss(loss, f"{type(module).__name__}.training_step" if loss_fn is None else "`loss_fn`")
-        found = derivatives(loss if scale is None else loss * scale, params)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True)]
+        if ddp is not None and ddp.static_graph and _recomputes(loss):
+            raise RuntimeError(
+                f"{type(module).__name__} has activation checkpoints with `use_reentrant=True`, whose gradients cannot"
+                " be measured beside DDP's `static_graph=True`. Use `use_reentrant=False`."
+            )
+        if not of.weight:
+            loss = loss * 0.0
+        return derivatives(loss if scale is None else loss * scale, params, module)
 
-    def gradients(along: list[Tensor] | None = None) -> list[list[Tensor]] | None:
-        found: list[list[Tensor]] = []
+    def gradients(along: Mapping[Tensor, Tensor] | None = None) -> list[dict[Tensor, Tensor]] | None:
+        found: list[dict[Tensor, Tensor]] = []
         for of in samples:
             before.restore()
-            with nullcontext() if along is None else SAM(rho).perturbed(params, along):
-                grads = gradient(of) if of.weight else None
-            if grads is None and of.batch is batch:
+            with nullcontext() if along is None else SAM(rho).perturbed([*along], [*along.values()]):
+                # Without samples too: the forward or the backward may wait for the other processes.
+                grads = gradient(of)
+            if grads is None and of is samples[0]:
                 return None
-            found.append(_mean(trainer, params, grads, of.weight))
+            found.append(_mean(trainer, params, grads if of.weight else None, of.weight))
         return found
 
     with muted(module), muted_loggers(trainer):
@@ -167,31 +181,71 @@ def probe(
         before = Snapshot(module, device=module.device)
         try:
             grads = gradients()
-            perturbed_grads = None if grads is None else gradients(grads[0])
+            perturbed_grads = gradients(grads[0]) if grads and grads[0] else None
         finally:
             before.restore()
     if grads is None or perturbed_grads is None:
         return None
-    whole, *others = (TwoGradients(params, g, s, scale) for g, s in zip(grads, perturbed_grads, strict=True))
+    reached = [*grads[0]]
+    both = ([_filled(reached, each) for each in pair] for pair in zip(grads, perturbed_grads, strict=True))
+    whole, *others = (TwoGradients(reached, g, s, scale) for g, s in both)
     found: dict[NoisyMask, dict[str, TwoGradients]] = {}
     for (mask, name, _), each in zip(parts, others, strict=True):
         found.setdefault(mask, {})[name] = each
     return Probed(whole, found)
 
 
-def derivatives(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def stepped(trainer: pl.Trainer, module: nn.Module) -> list[Tensor]:
+    """The parameters that the Trainer's optimizers step; without an optimizer, all that can be trained."""
+    params = dict.fromkeys(param for optimizer in trainer.optimizers for param in trained(optimizer))
+    return [*params] or [param for param in module.parameters() if param.requires_grad]
+
+
+def derivatives(loss: Tensor, params: Sequence[Tensor], module: nn.Module) -> Sequence[Tensor | None]:
     """The gradient of a loss, which leaves ``.grad`` as it is; of sharded parameters the mean over the processes."""
-    if not any_sharded(params):
+    sharded = any_sharded(params)
+    if not (sharded or _recomputes(loss)):
         # Not `.backward`, which would fill `.grad` and drive DDP's reducer.
         return torch.autograd.grad(loss, params, allow_unused=True)
-    # FSDP2 spreads gradients over the processes where `.backward` leaves them, and nowhere else.
-    kept = {param: param.grad for param in params}
-    put(dict.fromkeys(params))
+    # FSDP2 spreads gradients over the processes where `.backward` leaves them, and nowhere else; and so do the
+    # checkpoints that call `.backward` in their own. DDP's reducer listens only after a forward of its wrapper.
+    leaves = dict.fromkeys([*module.parameters(), *params])
+    kept = {param: param.grad for param in leaves}
+    put(dict.fromkeys(leaves))
     try:
-        loss.backward()  # type: ignore[no-untyped-call]
+        with nullcontext() if sharded else _without_hooks(leaves):
+            loss.backward()  # type: ignore[no-untyped-call]
         return [param.grad for param in params]
     finally:
         put(kept)
+
+
+def _recomputes(loss: Tensor) -> bool:
+    """Whether an activation checkpoint lies in the graph that hides from it what it calls (``use_reentrant=True``)."""
+    seen: set[Any] = set()
+    ahead = [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if "CheckpointFunction" in node.name():
+            return True
+        seen.add(node)
+        ahead += [child for child, _ in node.next_functions]
+    return False
+
+
+@contextmanager
+def _without_hooks(params: Iterable[Tensor]) -> Iterator[None]:
+    """No hook of the user's hears that a gradient is there: it might step an optimizer."""
+    kept = [(hooks, dict(hooks)) for param in params if (hooks := param._post_accumulate_grad_hooks)]
+    for hooks, _ in kept:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, items in kept:
+            hooks.update(items)
 
 
 def _parts(trainer: pl.Trainer, module: nn.Module, batch: Any, noisy_mask: NoisyMask) -> dict[str, Samples]:
@@ -208,7 +262,7 @@ def _parts(trainer: pl.Trainer, module: nn.Module, batch: Any, noisy_mask: Noisy
     found = {}
     for (name, mask), count, total in zip(masks.items(), counts.tolist(), totals.tolist(), strict=True):
         if total:
-            found[name] = Samples(_rows(batch, mask) if count else None, count / total)
+            found[name] = Samples(_rows(batch, mask) if count else batch, count / total)
     return found
 
 
@@ -232,18 +286,30 @@ def training_loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> Any
     return output["loss"] if isinstance(output, dict) else output
 
 
-def _mean(trainer: pl.Trainer, params: Sequence[Tensor], grads: list[Tensor] | None, weight: float) -> list[Tensor]:
-    """The weighted mean over processes, by one collective operation; None counts as nothing."""
+def _mean(
+    trainer: pl.Trainer, params: Sequence[Tensor], grads: Sequence[Tensor | None] | None, weight: float
+) -> dict[Tensor, Tensor]:
+    """The weighted mean over processes, by one collective operation, of the parameters that have a gradient on any.
+
+    None for all of them counts as nothing: a training step may have returned None on some processes.
+    """
     if grads is not None and (trainer.world_size == 1 or any_sharded(params)):
-        return grads
+        return {param: grad for param, grad in zip(params, grads, strict=True) if grad is not None}
     if grads is None:
-        grads, weight = [torch.zeros_like(param) for param in params], 0.0
-    flat = torch.cat([grad.reshape(-1) for grad in grads])
-    flat = torch.cat([flat.to(torch.promote_types(flat.dtype, torch.float32)), flat.new_ones(1)]) * weight
+        grads, weight = [None] * len(params), 0.0
+    full = [torch.zeros_like(param) if grad is None else grad for param, grad in zip(params, grads, strict=True)]
+    flat = torch.cat([grad.reshape(-1) for grad in full])
+    counts = flat.new_tensor([1.0, *(float(grad is not None) for grad in grads)])
+    flat = torch.cat([counts, flat]).to(torch.promote_types(flat.dtype, torch.float32)) * weight
     flat = trainer.strategy.reduce(flat, reduce_op="sum")
-    # A training step may have returned None on some processes.
-    parts: Sequence[Tensor] = torch.split(flat[:-1] / flat[-1], [grad.numel() for grad in grads])
-    return [part.view_as(grad).to(grad.dtype) for part, grad in zip(parts, grads, strict=True)]
+    total, *known = flat[: len(counts)].tolist()
+    parts = torch.split(flat[len(counts) :] / total, [param.numel() for param in params])
+    means = zip(params, parts, known, strict=True)
+    return {param: part.view_as(param).to(param.dtype) for param, part, somewhere in means if somewhere}
+
+
+def _filled(params: Sequence[Tensor], grads: Mapping[Tensor, Tensor]) -> list[Tensor]:
+    return [grads[param] if param in grads else torch.zeros_like(param) for param in params]
 
 
 @contextmanager

@@ -61,7 +61,10 @@ LAYERS = {
     ),
     "mixin": Layer({"options", "refusals", "rule", "two_pass"}, LIGHTNING),
     "mixing": Layer({"mixin", "options", "refusals", "rule"}, LIGHTNING),
-    "probe": Layer({"gradients", "refusals", "replay", "rules", "sharding", "silence", "store"}, LIGHTNING),
+    "probe": Layer(
+        {"gradients", "optimizers", "processes", "refusals", "replay", "rules", "sharding", "silence", "store"},
+        LIGHTNING,
+    ),
     "monitor": Layer({"gradients", "parts", "probe", "rule"}, LIGHTNING),
     "sharpness": Layer(
         {"curvature", "hessian", "optimizers", "parts", "probe", "refusals", "replay", "rule", "rules", "silence"}

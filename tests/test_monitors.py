@@ -14,6 +14,7 @@ from nets import Everything, Plain, RowLogger, TwoOptimizers, build, differences
 from ranks import Ranks
 from test_sharded import Sharded, strategy, whole
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from lightning_same import SAM, SAME, CheckpointFractionMonitor, GradientNormMonitor, LookSAM, SAMMixin, with_sam
@@ -336,7 +337,7 @@ def test_a_mask_that_is_none_is_named(mask: Any, complaint: str) -> None:
 def test_synchronized_batch_norm_excludes_parts() -> None:
     module = with_sam(build(Everything), SAM(0.3))
     module.layers[1] = nn.SyncBatchNorm(12)
-    with pytest.raises(RuntimeError, match="SyncBatchNorm layers, which wait for all processes"):
+    with pytest.raises(RuntimeError, match="SyncBatchNorm layers, which mix the samples of all processes"):
         rows_of(module, GradientNormMonitor(noisy_mask=class_zero))
 
 
@@ -442,7 +443,7 @@ def test_over_shards_the_values_are_those_of_the_whole(ranks: dict[int, Ranks], 
 
 def parts_over_shards() -> None:
     monitor = CheckpointFractionMonitor(noisy_mask=lambda batch: batch[1] == 0)
-    with pytest.raises(RuntimeError, match="not every process has clean and noisy samples in every batch"):
+    with pytest.raises(RuntimeError, match="not every process has as many clean and noisy samples in every batch"):
         fit(build(Sharded), callbacks=[monitor], **strategy())
 
 
@@ -557,3 +558,155 @@ def test_a_resumed_run_measures_at_the_same_steps(tmp_path: Path) -> None:
 def test_bad_options_are_named(monitor: Any, options: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=f"{monitor.__name__}: {complaint}"):
         monitor(**options)
+
+
+class HeadOnly(Plain):
+    """The optimizer steps the last layer alone; the first can be trained too."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.layers[2].parameters(), lr=0.1)
+
+
+class Idle(Plain):
+    """The optimizer steps a layer that no batch reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle = nn.Linear(20, 20)
+
+
+class Loose(Plain):
+    """The optimizer steps a tensor that is no parameter of the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loose = [torch.full((3,), 0.5, requires_grad=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) * self.loose[0]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([*self.parameters(), *self.loose], lr=0.1)
+
+
+class Checkpointed(Plain):
+    """A reentrant activation checkpoint: what it calls is not in the graph."""
+
+    hits = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = nn.Linear(10, 10)
+
+    def on_fit_start(self) -> None:
+        def heard(_: Tensor) -> None:
+            self.hits += 1
+
+        for param in self.parameters():
+            param.register_post_accumulate_grad_hook(heard)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layers[1](self.layers[0](x))
+        return self.layers[2](checkpoint(lambda z: torch.tanh(self.middle(z)), h, use_reentrant=True))
+
+
+class CheckpointedFirst(Checkpointed):
+    def forward(self, x: Tensor) -> Tensor:
+        h = checkpoint(lambda z: torch.tanh(self.layers[0](z)), x.requires_grad_(), use_reentrant=True)
+        return self.layers[2](torch.tanh(self.middle(h)))
+
+
+def first_row(kind: Any, mixed: bool) -> dict[str, float]:
+    with float64():
+        options: Any = {}
+        if torch.distributed.is_initialized():
+            size = torch.distributed.get_world_size()
+            unused = not issubclass(kind, Checkpointed)
+            ddp = DDPStrategy(process_group_backend="gloo", find_unused_parameters=unused)
+            options = {"devices": size, "strategy": ddp}
+        module = with_sam(build(kind), SAM(0.3)) if mixed else build(kind)
+        rows = rows_of(module, *(monitor(rho=0.3) for monitor in MONITORS), max_steps=1, **options)
+    return rows[0][1] if rows else {}
+
+
+@pytest.mark.parametrize("kind", [Plain, HeadOnly, Idle, Loose, Checkpointed, CheckpointedFirst])
+def test_a_plain_module_and_one_with_a_rule_are_measured_alike(kind: Any) -> None:
+    """Over the parameters that the optimizer steps and the batch reaches."""
+    plain, mixed = first_row(kind, False), first_row(kind, True)
+    assert {*NORMS, *STEP, "ckpt_fraction/rest"} < plain.keys()
+    # The step of a plain module is g, that of the rule s.
+    assert plain.pop(STEP[0]) == pytest.approx(plain["grad_norm/base"])
+    assert mixed.pop(STEP[0]) == pytest.approx(plain["grad_norm/perturbed"])
+    assert plain == pytest.approx(mixed)
+
+
+@pytest.mark.parametrize("kind", [HeadOnly, Idle, Checkpointed])
+def test_on_two_processes_they_are_measured_alike(ranks: dict[int, Ranks], kind: Any) -> None:
+    for mixed in (False, True):
+        assert ranks[2].run(first_row, kind, mixed) == [pytest.approx(first_row(kind, mixed)), {}]
+
+
+@pytest.mark.parametrize("kind", [Checkpointed, CheckpointedFirst])
+def test_beside_a_reentrant_checkpoint_they_disturb_nothing(kind: Any) -> None:
+    ends = []
+    for monitors in ([], [GradientNormMonitor()]):
+        module = build(kind)
+        fit(module, callbacks=list(monitors), accumulate_grad_batches=2)
+        ends.append([module.hits, dict(module.state_dict()), [param.grad for param in module.parameters()]])
+    assert ends[0][0] == 6 * 12
+    assert differences(*ends) == []
+
+
+def checkpointed_on_a_rank(monitored: bool) -> Any:
+    module = build(Checkpointed)
+    options: Any = {"gradient_as_bucket_view": True, "process_group_backend": "gloo"}
+    size = torch.distributed.get_world_size()
+    monitors = [GradientNormMonitor()] if monitored else []
+    fit(module, callbacks=list(monitors), devices=size, strategy=DDPStrategy(**options), accumulate_grad_batches=2)
+    return dict(module.state_dict())
+
+
+def test_on_two_processes_beside_a_reentrant_checkpoint_they_disturb_nothing(ranks: dict[int, Ranks]) -> None:
+    without, with_monitor = (ranks[2].run(checkpointed_on_a_rank, monitored) for monitored in (False, True))
+    assert differences(without, with_monitor) == []
+
+
+class Gathers(Plain):
+    """Its forward waits for the other processes."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(torch.ones(1))
+        return super().training_step(batch, batch_idx)
+
+
+def rank_zeros_parts() -> list[dict[str, float]]:
+    def noisy(batch: Any) -> Tensor:
+        return (batch[1] == 0) & (torch.distributed.get_rank() == 0)
+
+    with float64():
+        monitor = GradientNormMonitor(noisy_mask=noisy, rho=0.3)
+        size = torch.distributed.get_world_size()
+        ddp = DDPStrategy(process_group_backend="gloo")
+        return [row for _, row in rows_of(build(Gathers), monitor, max_epochs=1, devices=size, strategy=ddp)]
+
+
+def test_a_process_without_samples_of_a_kind_meets_the_others_in_the_forward(ranks: dict[int, Ranks]) -> None:
+    rows, _ = ranks[2].run(rank_zeros_parts)
+    with float64():
+        module = build(Plain)
+        x, y = next(iter(module.train_dataloader()))
+        mine = torch.arange(len(y)) % 2 == 0  # A rank reads every second sample.
+        loss = nn.functional.cross_entropy(module(x[mine & (y == 0)]), y[mine & (y == 0)])
+        expected = np.linalg.norm(flat(torch.autograd.grad(loss, list(module.parameters()))))
+    assert rows[0]["grad_norm_noisy/base"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_tensor_that_the_module_does_not_know_has_no_values_of_its_own(mixed: bool) -> None:
+    module = with_sam(build(Loose), SAM(0.3)) if mixed else build(Loose)
+    row = rows_of(module, *(monitor(per_layer=True) for monitor in MONITORS), max_steps=1)[0][1]
+    named = {name for name, _ in module.named_parameters()}
+    for head, tail in (("grad_norm_layer", "/base"), ("grad_norm_layer", "/step"), ("ckpt_fraction_layer", "/rest")):
+        assert {f"{head}/{name}{tail}" for name in named} == {k for k in row if k.startswith(head) and k.endswith(tail)}
+    assert {f"weight_norm_layer/{name}" for name in named} == {k for k in row if k.startswith("weight_norm_layer")}

@@ -104,6 +104,17 @@ def test_what_is_not_finite_is_not_hidden() -> None:
         assert norms.base == pytest.approx(2**0.5)
 
 
+def test_an_infinite_element_stays_in_its_own_checkpoint() -> None:
+    """And in none if g is 0 there."""
+    inf = float("inf")
+    g, s = [torch.tensor([1.0, 1.0, -1.0, -2.0, 0.0])], [torch.tensor([inf, 0.5, 3.0, 1.5, -inf])]
+    norms = gradient_norms(g, s)
+    assert [norms.ckpt1, norms.ckpt2, norms.ckpt3, norms.ckpt4] == [inf, 0.5, 3.0, 1.5]
+    assert norms.perturbed == inf
+    opposite = gradient_norms(g, [-s[0]])
+    assert [opposite.ckpt1, opposite.ckpt2, opposite.ckpt3, opposite.ckpt4] == [3.0, 1.5, inf, 0.5]
+
+
 def test_lists_that_do_not_match_are_named() -> None:
     one, two = [torch.ones(2)], [torch.ones(2), torch.ones(2)]
     for function in (gradient_norms, ratio_counts, checkpoint_counts):

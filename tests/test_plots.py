@@ -1,6 +1,7 @@
 """What is read from a run's folder, and what the pictures show of it."""
 
 import importlib
+import os
 import re
 import sys
 from itertools import pairwise
@@ -20,14 +21,14 @@ from lightning_same.plots import MOST, draw_fractions, draw_norms, draw_sharpnes
 
 FRACTIONS = [f"ckpt_fraction/{name}" for name in ("ckpt1", "ckpt2", "ckpt3", "ckpt4", "rest")]
 NORMS = [f"grad_norm/{name}" for name in ("base", "perturbed", "step", "ckpt1", "ckpt2", "ckpt3", "ckpt4")]
-SHARPNESS = [f"sharpness/{name}" for name in ("top_eigenvalue", "bottom_eigenvalue", "residual", "converged")]
+SHARPNESS = [f"sharpness/{name}" for name in ("top_eigenvalue", "bottom_eigenvalue", "residual", "bottom_residual")]
 
 
 def made_up(steps: int) -> pd.DataFrame:
     rng = np.random.default_rng(steps)
     shares = rng.dirichlet([6, 3, 1, 1, 1], steps)
     table = pd.DataFrame(shares, columns=FRACTIONS, index=pd.RangeIndex(steps, name="step"))
-    for key in [*NORMS, "weight_norm", *SHARPNESS[:3]]:
+    for key in [*NORMS, "weight_norm", *SHARPNESS]:
         table[key] = rng.lognormal(size=steps)
     table["grad_cosine"] = rng.uniform(-1, 1, steps)
     table["sharpness/converged"] = (np.arange(steps) != 1).astype(float)
@@ -142,10 +143,10 @@ def test_the_band_is_the_residual_and_what_has_not_converged_is_crossed() -> Non
     table = made_up(5)
     axes = draw_sharpness(table).axes[0]
     top, bottom = axes.collections
-    for key, band in zip(SHARPNESS[:2], (top, bottom), strict=True):
+    for key, residual, band in zip(SHARPNESS[:2], SHARPNESS[2:], (top, bottom), strict=True):
         steps, height = heights(band)
         assert steps.tolist() == table.index.tolist()
-        assert height == pytest.approx(2 * table["sharpness/residual"].to_numpy())
+        assert height == pytest.approx(2 * table[residual].to_numpy())
         corners = band.get_paths()[0].vertices
         middle = [corners[corners[:, 0] == step, 1] for step in steps]
         assert [(each.max() + each.min()) / 2 for each in middle] == pytest.approx(table[key].to_list())
@@ -173,7 +174,7 @@ def test_pictures_do_without_colour() -> None:
 def test_labels_do_not_lie_on_each_other() -> None:
     table = made_up(5)
     table[[f"grad_norm/ckpt{k}" for k in (1, 2, 3, 4)]] = 1.0
-    table[FRACTIONS] = [0.0, 0.0, 0.0, 0.001, 0.999]
+    table[FRACTIONS] = [1e-4, 1e-4, 1e-4, 0.001, 0.9987]
     for axes in (draw_fractions(table).axes[0], draw_norms(table).axes[1]):
         axes.figure.draw_without_rendering()
         boxes = [Text.get_window_extent(text).bounds for text in axes.texts]
@@ -204,13 +205,11 @@ def test_the_command_draws_what_was_logged(
     ]
     seen = capsys.readouterr()
     assert seen.out.split("\n") == [*map(str, files), ""]
-    assert (
-        "Left out sharpness: the run has not logged sharpness/top_eigenvalue. SharpnessMonitor logs them." in seen.err
-    )
+    assert seen.err == "sharpness: add SharpnessMonitor\n"
     assert sorted(files[0].parent.iterdir()) == files
     assert all(file.read_bytes()[:4] == b"\x89PNG" for file in files[::2])
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", files[1].read_text())
-    assert {"step", "rest", "1: r &gt; 1"} <= set(texts)
+    assert {"step", "1: r &gt; 1"} <= set(texts)
     before = files[3].read_bytes()
     main([str(runs["csv"]), "--out", str(files[0].parent)])
     assert files[3].read_bytes() == before
@@ -218,12 +217,48 @@ def test_the_command_draws_what_was_logged(
     assert (runs["tensorboard"] / "fractions.png").exists()
 
 
+def test_of_several_runs_the_command_takes_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for version, written in ((0, 300), (1, 200), (10, 400), (2, 100)):
+        run = tmp_path / f"version_{version}"
+        run.mkdir()
+        made_up(3).to_csv(run / "metrics.csv")
+        os.utime(run / "metrics.csv", (written, written))
+    main([str(tmp_path)])
+    newest = tmp_path / "version_10"
+    seen = capsys.readouterr()
+    assert seen.err == f"{tmp_path} holds 4 runs; this is the newest, {newest}.\n"
+    assert {Path(line).parent for line in seen.out.split()} == {newest}
+    assert [file.parent for file in tmp_path.rglob("fractions.png")] == [newest]
+
+
+def test_ticks_are_whole_steps_and_one_point_stands_where_curves_end() -> None:
+    table = made_up(10)
+    assert all(tick == int(tick) for tick in draw_fractions(table).axes[0].get_xticks())
+    table.loc[table.index != 4, [*NORMS, "grad_cosine", "weight_norm", *SHARPNESS]] = np.nan
+    for axes in (*draw_norms(table).axes, *draw_sharpness(table).axes):
+        assert axes.get_xticks().tolist() == [4]
+        assert axes.get_xlim()[1] == 4
+    table["grad_norm/base"] = made_up(10)["grad_norm/base"]  # The panels share their steps.
+    for axes in draw_norms(table).axes:
+        assert axes.get_xlim() == (0, 9)
+        assert len(axes.get_xticks()) > 1
+
+
+def test_areas_without_height_have_no_name() -> None:
+    table = made_up(4)
+    table["ckpt_fraction/rest"] = 0.0
+    table.loc[3, "ckpt_fraction/ckpt4"] = 0.0
+    labels = {text.get_text() for text in draw_fractions(table).axes[0].texts}
+    assert "rest" not in labels
+    assert "4: -1 < r < 0" in labels
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         (None, "There is no folder"),
         ("loss,step\n1,0\n", "has nothing to draw"),
-        ("loss,step\n1,0\n", "GradientNormMonitor logs them"),
+        ("loss,step\n1,0\n", "norms: add GradientNormMonitor"),
         ("", "holds no metrics yet"),
     ],
 )
