@@ -1,5 +1,6 @@
 """The Hessian of a mean loss, known by its products with vectors."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_same.lanczos import wide
@@ -15,6 +17,9 @@ NO_SECOND_DERIVATIVE = (
     "Hessian: an operation in the loss has no second derivative ({}). Replace it while curvature is measured, such as a"
     " fused kernel by its plain form."
 )
+
+_ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
+"""Of the wrapper, which is the same around every function."""
 
 
 class Hessian:
@@ -30,9 +35,10 @@ class Hessian:
 
     Inside, autocast is off, attention takes the math backend (fused kernels have no second derivative), compiled
     modules run eagerly and recurrent ones without cuDNN. ``loss_fn`` must call the module itself, not its
-    DistributedDataParallel wrapper: ``reduce`` does that work. An operation without a second derivative is refused,
-    with one exception that nothing gives away: a `torch.autograd.Function` whose backward leaves autograd, such as a
-    kernel of one's own, counts as linear.
+    DistributedDataParallel wrapper: ``reduce`` does that work. An operation without a second derivative is refused, and
+    so is activation checkpointing by ``use_reentrant=True``. Any other `torch.autograd.Function` is warned of by its
+    name: what its backward computes outside autograd, or its forward has computed for it, counts as constant, and
+    nothing gives that away.
 
     Args:
         loss_fn: returns the mean loss, a scalar: of ``loss_fn(batch)``, or of ``loss_fn()`` if ``batches`` is None.
@@ -56,7 +62,7 @@ class Hessian:
         hvps: number of products so far.
 
     Raises:
-        RuntimeError: at the first product, if an operation has no second derivative.
+        RuntimeError: at the first product, if an operation has no second derivative, or at reentrant checkpointing.
         ValueError: if nothing is trainable, a parameter is complex, or numbers of samples are missing, ambiguous or
             add up to zero.
         TypeError: if ``batches`` is not a sequence.
@@ -106,7 +112,7 @@ class Hessian:
         self.samples = round(total)
         self._weights = [count / total for count in counts]
         self._graph: list[Tensor] | None = None
-        self._checked = False
+        self._functions: list[str] | None = None
         self._random_state = _random_state(self.device)
 
     def __matmul__(self, vector: Tensor) -> Tensor:
@@ -114,7 +120,15 @@ class Hessian:
         if vector.shape != (self.size,):
             raise ValueError(f"Hessian: the vector must have shape ({self.size},), got {tuple(vector.shape)}.")
         self.hvps += 1
-        return self._mean(partial(self._product, self.split(vector.detach())))
+        product = self._mean(partial(self._product, self.split(vector.detach())))
+        if self.hvps == 1 and self._functions:
+            warnings.warn(
+                f"Hessian: the loss goes through {', '.join(self._functions)}, a torch.autograd.Function. Curvature is"
+                " right only if its backward consists of differentiable operations on the gradient and on saved inputs"
+                " or outputs; torch.autograd.gradgradcheck tells.",
+                stacklevel=2,
+            )
+        return product
 
     def gradient(self) -> Tensor:
         """The flat gradient of the mean loss, over all batches and processes."""
@@ -151,12 +165,11 @@ class Hessian:
         if self._graph is not None:
             return self._graph
         loss = loss_fn()
+        if self._functions is None:
+            self._functions = _functions(loss)
         grads = list(
             torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True, materialize_grads=True)
         )
-        if not self._checked:
-            _refuse_once_differentiable(grads)
-            self._checked = True
         if len(self._losses) == 1:
             self._graph = grads
         return grads
@@ -206,17 +219,38 @@ def _explained() -> Iterator[None]:
         raise
 
 
-def _refuse_once_differentiable(grads: Sequence[Tensor]) -> None:
-    """Look for the node that stands for the missing derivative: autograd goes around it, and takes it for zero."""
-    waiting, seen = [grad.grad_fn for grad in grads], set()
+def _functions(loss: Tensor) -> list[str]:
+    """Names of the Functions behind a loss. Refuses those whose missing derivative autograd would take for zero."""
+    waiting, seen, names = [loss.grad_fn], set(), set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if node.name() == "torch::autograd::Error":
-            raise RuntimeError(NO_SECOND_DERIVATIVE.format("its backward is marked `once_differentiable`"))
         seen.add(node)
         waiting.extend(following for following, _ in node.next_functions)
+        function = getattr(node, "_forward_cls", None)
+        if function is None:
+            continue
+        name = function.__qualname__.removeprefix("GeneratedBackwardFor_")  # of an operator by `torch.library`
+        if name == "CheckpointFunction":
+            raise RuntimeError(
+                "Hessian: the loss goes through activation checkpointing with use_reentrant=True, behind which"
+                " torch.autograd.grad finds no parameters. Use torch.utils.checkpoint.checkpoint(...,"
+                " use_reentrant=False)."
+            )
+        if _is_once_differentiable(function.backward):
+            raise RuntimeError(NO_SECOND_DERIVATIVE.format(f"the backward of {name} is marked `once_differentiable`"))
+        names.add(name)
+    return sorted(names)
+
+
+def _is_once_differentiable(backward: Any) -> bool:
+    """Whether the decorator is on a backward, maybe beneath others."""
+    while backward is not None:
+        if getattr(backward, "__code__", None) is _ONCE_DIFFERENTIABLE:
+            return True
+        backward = getattr(backward, "__wrapped__", None)
+    return False
 
 
 @contextmanager
