@@ -27,7 +27,7 @@ from lightning_same.timing import value
 Mode = Literal["eval", "train"]
 
 EVERY_N_STEPS = 500
-"""A measurement costs about as much as 20 training steps, which is then 4 % of the training."""
+"""In later training a measurement costs the median of 20 training steps, which is then 4 % of the training."""
 
 
 class SharpnessMonitor(Callback):
@@ -38,8 +38,8 @@ class SharpnessMonitor(Callback):
     measured in float32. Under DDP the loss is the mean over the samples of all processes, every rank holds the same
     values, and each product adds one all-reduce.
 
-    Costs about 20 training steps; up to 70 at the very beginning of training, where the spectrum is crowded. Meanwhile
-    it holds as many copies of the weights as products are taken.
+    Costs about 20 forward-backward passes in the median of later training, and 40 to 70 in the first steps, where the
+    spectrum is crowded. Meanwhile it holds as many copies of the weights as products are taken.
 
     Logged:
         ``sharpness/top_eigenvalue``, ``sharpness/bottom_eigenvalue``: as `top_eigenvalue` finds them.
@@ -47,6 +47,8 @@ class SharpnessMonitor(Callback):
         ``sharpness/hvps``: Hessian-vector products taken.
         ``sharpness/converged``: 1 or 0. Where it is 0 a warning is given too.
         ``sharpness/ascent_gap``: L(w + e) - L(w).
+
+    A training batch for which the training step returns None is passed over, with a warning.
 
     Args:
         every_n_steps: measure at every n-th optimizer step, before it is taken, the first included. Default: 500, if
@@ -123,17 +125,21 @@ class SharpnessMonitor(Callback):
         self.prog_bar = prog_bar
         self._batches: list[Any] = []
         self._vector: Tensor | None = None
+        self._measured = False
+        self._warned = False
         self._last_step: int | None = None
         self._loaded_step: int | None = None
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         refuse_probe(pl_module, trainer, self.loss_fn, "SharpnessMonitor", curvature=True)
-        self._batches, self._vector = [], None
+        self._batches, self._vector, self._measured = [], None, False
         if not isinstance(self.probe_batches, int):
             before = Snapshot(pl_module, list(pl_module.parameters()), pl_module.device)
-            convert = trainer.precision_plugin.convert_input
-            self._batches = [trainer.strategy.batch_to_device(convert(batch)) for batch in self.probe_batches]
+            # What the training loop does to each of its batches.
+            for batch in map(trainer.precision_plugin.convert_input, self.probe_batches):
+                on_its_way = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+                self._batches.append(trainer.strategy.batch_to_device(on_its_way, dataloader_idx=0))
             before.restore()  # A module may augment what it moves.
         self._last_step, self._loaded_step = self._loaded_step, None
 
@@ -152,8 +158,9 @@ class SharpnessMonitor(Callback):
         if isinstance(self.probe_batches, int) and len(self._batches) < self.probe_batches:
             self._batches.append(copy_of(batch))
         if self.every_n_steps is not None and self._ready() and self._due(trainer.global_step, self.every_n_steps):
-            self._last_step = trainer.global_step
             self._measure(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
+            if self._ready():
+                self._last_step = trainer.global_step
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -161,6 +168,12 @@ class SharpnessMonitor(Callback):
         if every is not None and self._ready() and (trainer.current_epoch + 1) % every == 0:
             # The step under which Lightning logs what belongs to the epoch that has ended.
             self._measure(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+        if not self._ready() and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"SharpnessMonitor: nothing is measured yet. `probe_batches` is {self.probe_batches}, and the epoch had"
+                f" only {len(self._batches)} batches with a loss. The next epoch's are taken too, if there is one."
+            )
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -178,6 +191,16 @@ class SharpnessMonitor(Callback):
         return self._last_step is None or step // every > self._last_step // every
 
     def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+        if self.loss_fn is None and not all(having := self._with_a_loss(trainer, module)):
+            waits = isinstance(self.probe_batches, int) and not self._measured
+            if waits:
+                self._batches = [batch for batch, has in zip(self._batches, having, strict=True) if has]
+            rank_zero_warn(
+                f"SharpnessMonitor: {type(module).__name__}.training_step returns None for a probe batch. "
+                + ("The next training batch takes its place." if waits else "This measurement is left out.")
+            )
+            return
+        self._measured = True
         with undisturbed(
             trainer, module, self._batches, self.loss_fn, self.samples_fn, self.mode, "SharpnessMonitor"
         ) as loss:
@@ -192,6 +215,18 @@ class SharpnessMonitor(Callback):
                 f" sharpness/converged = 0. `max_products` is {self.max_products}, `tolerance` {self.tolerance:g}."
             )
         self._log(trainer, top, gap, step)
+
+    def _with_a_loss(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[bool]:
+        """For which batches the training step returns one, on all processes. Lightning allows None."""
+        before, missing = Snapshot(module, device=module.device), []
+        with muted(module), muted_loggers(trainer), torch.no_grad():
+            for batch in self._batches:
+                try:
+                    missing.append(training_loss(module, copy_of(batch), 0) is None)
+                finally:
+                    before.restore()
+        found = torch.tensor(missing, dtype=torch.float32, device=module.device)
+        return [number == 0 for number in trainer.strategy.reduce(found, reduce_op="sum").tolist()]
 
     def _ascent_gap(self, trainer: pl.Trainer, module: pl.LightningModule, hessian: Hessian) -> float:
         """L(w + e) - L(w)."""

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from nets import Everything, Plain, RowLogger, TwoOptimizers, build, differences, fit, float64, observed_fit, trainer
 from ranks import Ranks
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_same import ASAM, SAM, SAME, FriendlySAM, MomentumSAM, SharpnessMonitor, with_sam
 from lightning_same.timing import Linear
@@ -444,13 +445,55 @@ def test_what_has_no_second_derivative_is_refused_at_the_first_step() -> None:
     assert all(each.training for each in module.modules())
 
 
-def test_no_loss_is_refused() -> None:
-    class Skips(Plain):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return None
+class Skips(Plain):
+    """Has no loss for some batches, as one that skips what is not finite."""
 
-    with pytest.raises(TypeError, match=r"SharpnessMonitor: Skips.training_step must return a scalar loss tensor"):
-        measured(build(Skips), SharpnessMonitor())
+    skipped: Any = ()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if any(torch.equal(batch[0], each) for each in self.skipped):
+            return None
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_batch_without_a_loss_is_passed_over() -> None:
+    batches = list(build(Plain).train_dataloader())
+    module = build(Skips)
+    module.skipped = [batches[0][0]]
+    with pytest.warns(UserWarning, match="returns None for a probe batch. The next training batch takes its place"):
+        rows = measured(module, SharpnessMonitor(every_n_steps=1), max_epochs=1)
+    expected = exact(build(Plain), batches[1])[-1].item()
+    assert rows[min(rows)][TOP] == pytest.approx(expected, rel=1e-3)
+    module = build(Skips)
+    module.skipped = [batches[0][0]]
+    with pytest.warns(UserWarning, match="returns None for a probe batch. This measurement is left out"):
+        assert measured(module, SharpnessMonitor(probe_batches=batches[:2]), max_epochs=1) == {}
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(list(build(Plain).train_dataloader())[:4])
+
+
+def test_an_epoch_of_unknown_length_that_is_too_short_is_told_once() -> None:
+    class Streamed(Plain):
+        def train_dataloader(self) -> Any:
+            return DataLoader(Endless(), batch_size=None)
+
+    with pytest.warns(UserWarning, match="`probe_batches` is 9, and the epoch had only 4 batches") as seen:
+        assert measured(build(Streamed), SharpnessMonitor(probe_batches=9), max_epochs=2) == {}
+    assert sum("nothing is measured yet" in str(each.message) for each in seen) == 1
+
+
+def test_given_batches_go_the_way_of_the_training_batches() -> None:
+    class Tenfold(Plain):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [10 * batch[0], batch[1]]
+
+    given = next(iter(build(Plain).train_dataloader()))
+    taken, told = (measured(build(Tenfold), SharpnessMonitor(probe_batches=each)) for each in (1, [given]))
+    assert told[0] == taken[0]
+    assert told[0][TOP] == pytest.approx(exact(build(Plain), [10 * given[0], given[1]])[-1].item(), rel=1e-3)
 
 
 def test_an_epoch_must_hold_the_batches() -> None:
