@@ -135,7 +135,7 @@ def extra_copies(rule: Rule) -> float:
     """Peak memory of a rule's step beyond that of plain training, in copies of the parameters."""
     peaks = []
     for each in (rule, None):
-        params = tensors(50, 4_000_000)
+        params = tensors(50, 11_200_000)
         memory = Memory(params)
         step = step_of(each, params, memory, passes=1)
         peaks.append(peak(step) + sum(room.nbytes for room in memory._scratch.values()))

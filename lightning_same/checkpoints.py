@@ -134,13 +134,17 @@ def _counts(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tenso
     counts = torch.zeros(4, dtype=torch.int64, device=grads[0].device)
     for some_grads, some_perturbed in pieces(grads, perturbed_grads):
         g, s = joined(some_grads).flatten(), joined(some_perturbed).flatten()
-        along, size = (s * g.sign()).to(at_least_float32(s)), g.abs().to(at_least_float32(s))
-        # As `split` does, by masks that are numbers: on a CPU twice as fast. Their sums are exact up to 2^24.
-        for a, b in zip(torch.split(along, EXACT), torch.split(size, EXACT), strict=True):
-            larger, smaller = a.abs().gt_(b), a.abs().lt_(b)
-            same_way, other_way = a.clone().gt_(0), a.clone().lt_(0)
-            found = [torch.dot(way, mask) for way in (same_way, other_way) for mask in (larger, smaller)]
-            counts += torch.stack(found).to(counts)
+        along, size = g.sign().mul_(s).to(at_least_float32(s)), g.abs().to(at_least_float32(s))
+        # As `split` does, by masks that are numbers: on a CPU several times as fast. Sums are exact up to 2^24.
+        for way, b in zip(torch.split(along, EXACT), torch.split(size, EXACT), strict=True):
+            a = way.abs()
+            larger, smaller, way = a.clone().gt_(b), a.lt_(b), way.sign_()
+            # What is larger than g is not 0, but what is smaller may be: then it points no way.
+            larger_with, larger_all = torch.dot(larger, way), larger.sum()
+            smaller_with, smaller_all = smaller.mul_(way).sum(), torch.dot(smaller, way)
+            found = [larger_all + larger_with, smaller_all + smaller_with]
+            found += [larger_all - larger_with, smaller_all - smaller_with]
+            counts += torch.stack(found).div_(2).to(counts)
     return counts
 
 

@@ -111,11 +111,11 @@ class Gains(Elementwise):
         if not gains:
             return s
         dtype = at_least_float32(s)
-        along, size = (s * g.sign()).to(dtype), g.abs().to(dtype)
-        factor = torch.ones_like(along)
+        along, size = g.sign().mul_(s).to(dtype), g.abs().to(dtype)
+        factor: Tensor | float = 1.0
         for k, gain in gains.items():
             here = indicator(k, along, size)
-            factor.sub_(here).add_(here, alpha=gain)  # From 1 to 0 to the gain, without rounding.
+            factor = (factor - here).add_(here, alpha=gain)  # From 1 to 0 to the gain, without rounding.
         return s.mul_(factor)
 
 

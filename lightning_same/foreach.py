@@ -8,10 +8,9 @@ from torch import Tensor
 
 from lightning_same.sharding import any_sharded, local, sum_over_shards
 
-PIECE = 1 << 16
+PIECE = 1 << 17
 """Elements per piece on the CPU. g, s and the temporaries of one piece fit a core's L2 cache, so a formula of ten
-operations reads and writes main memory once instead of ten times. Twice as many would also make temporaries that malloc
-gives back to the system and asks for again, piece by piece."""
+operations reads and writes main memory once instead of ten times."""
 
 RUN = 1 << 18
 """Elements per run of whole tensors on the CPU."""
