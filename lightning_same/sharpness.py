@@ -218,8 +218,9 @@ class SharpnessMonitor(Callback):
 
     def _with_a_loss(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[bool]:
         """For which batches the training step returns one, on all processes. Lightning allows None."""
-        before, missing = Snapshot(module, device=module.device), []
+        missing = []
         with muted(module), muted_loggers(trainer), torch.no_grad():
+            before = Snapshot(module, device=module.device)  # Of the muted module, or else it would be heard again.
             for batch in self._batches:
                 try:
                     missing.append(training_loss(module, copy_of(batch), 0) is None)
