@@ -17,6 +17,7 @@ for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "ligh
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
+@pytest.hookimpl(tryfirst=True)  # Before xdist looks for the groups.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker runs all tests of several processes, and starts each group of them once."""
     for item in items:
