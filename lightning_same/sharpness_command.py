@@ -39,7 +39,8 @@ class SharpnessCLI(SAMCLI):
         add("--trace_probes", type=PositiveInt, default=32, help="Products for the trace, 8 or more.")
         add("--density_probes", type=PositiveInt, default=4, help="Random starts for the spectrum.")
         add("--density_steps", type=PositiveInt, default=40, help="Products for each of them.")
-        add("--output", type=str, default="sharpness", help="The spectrum's picture, to which .png and .svg are added.")
+        where = "The spectrum's picture, to which .png and .svg are added; by default `spectrum` beside the file."
+        add("--output", type=str | None, default=None, help=where)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -71,6 +72,7 @@ def main(args: Sequence[str]) -> None:
         cli.parser.error("--ckpt_path must name the checkpoint file.")
     if cli.option("trace_probes") < 8:
         cli.parser.error("--trace_probes must be >= 8, to know the interval.")
+    output = ready_for_the_picture(cli, path)
     prepare(cli)
     load(cli, path)
     batches = list(islice(training_batches(cli), cli.option("probe_batches")))
@@ -79,14 +81,29 @@ def main(args: Sequence[str]) -> None:
         trace = hessian_trace(**loss, probes=cli.option("trace_probes"))
         along = gradient_curvature(**loss)
         density = spectral_density(**loss, probes=cli.option("density_probes"), steps=cli.option("density_steps"))
-    files = [Path(f"{cli.option('output')}.{kind}") for kind in ("png", "svg")]
-    figure = spectrum_figure(density, top)
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=150)
+    # The table first: a picture that cannot be written must not cost what was measured.
     sys.stdout.write(f"{path}: {len(batches)} training batches, {top.samples} samples, {cli.option('mode')} mode\n")
     sys.stdout.write(table(top, trace, along, density))
+    sys.stdout.flush()
+    files = [Path(f"{output}.{kind}") for kind in ("png", "svg")]
+    figure = spectrum_figure(density, top)
+    for file in files:
+        figure.savefig(file, dpi=150)
     sys.stdout.write(f"Written: {', '.join(map(str, files))}\n")
+
+
+def ready_for_the_picture(cli: SharpnessCLI, path: str) -> Path:
+    """The picture's name without its ending, once it is known that it can be drawn and written."""
+    output = Path(cli.option("output") or Path(path).with_name("spectrum"))
+    try:
+        import matplotlib  # noqa: F401
+
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except ModuleNotFoundError as error:
+        cli.parser.error("the picture needs matplotlib: pip install 'lightning-same[plots]'.", error)
+    except OSError as error:
+        cli.parser.error(f"--output: {output} cannot be written: {error.strerror}.", error)
+    return output
 
 
 def prepare(cli: SharpnessCLI) -> None:
@@ -114,8 +131,14 @@ def load(cli: SharpnessCLI, path: str) -> None:
         cli.parser.error(
             f"--ckpt_path: {path} holds more than weights. If you trust it, add --weights_only false.", error
         )
-    cli.model.on_load_checkpoint(checkpoint)
-    cli.model.load_state_dict(checkpoint["state_dict"], strict=cli.model.strict_loading)
+    except Exception as error:  # Whatever a file that is none makes the unpickler do.
+        cli.parser.error(f"--ckpt_path: {path} is no checkpoint file: {type(error).__name__}: {error}", error)
+    weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    if not (weights and all(isinstance(value, torch.Tensor) for value in weights.values())):
+        cli.parser.error(f"--ckpt_path: {path} holds no weights under `state_dict`, nor is it a state_dict itself.")
+    if weights is not checkpoint:
+        cli.model.on_load_checkpoint(checkpoint)
+    cli.model.load_state_dict(weights, strict=cli.model.strict_loading)
 
 
 def training_batches(cli: SharpnessCLI) -> Iterator[Any]:
@@ -156,7 +179,7 @@ def spectrum_figure(density: SpectralDensity, top: TopEigenvalue) -> "Figure":
     axes.plot(density.grid, density.density, color="0.15", linewidth=1)
     axes.set_yscale("log")
     # One eigenvalue among all peaks at 0.4 / (size * width). What lies far below is a Gaussian's tail.
-    axes.set_ylim(bottom=0.04 / (top.vector.numel() * density.width))
+    axes.set_ylim(0.04 / (top.vector.numel() * density.width), 2 * float(density.density.max()))
     for value, name, style in ((top.value, "top", "--"), (top.bottom, "bottom", ":")):
         axes.axvline(value, color="#0072b2", linestyle=style, label=f"{name} {value:.4g}")
     axes.set(xlabel="eigenvalue of the Hessian", ylabel="density")

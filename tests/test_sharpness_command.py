@@ -122,7 +122,9 @@ def test_the_config_that_a_fit_has_saved(capsys: pytest.CaptureFixture[str], mon
     )
     assert set(found) == {"top eigenvalue", "bottom eigenvalue", "trace", "g'Hg / g'g"}
     assert ": 1 training batches, 128 samples" in out.splitlines()[0]
-    assert sorted(Path(first.trainer.log_dir).rglob("*")) == before
+    # The picture stands beside the file, and nothing else is written.
+    pictures = [Path(file).with_name(f"spectrum.{kind}") for kind in ("png", "svg")]
+    assert sorted(Path(first.trainer.log_dir).rglob("*")) == sorted([*before, *pictures])
 
 
 class Unsafe:
@@ -141,3 +143,26 @@ def test_errors_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
             main(["--model=nets.Plain", *args, *QUICK])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_bare_state_dict_is_a_file_of_weights_too(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(build(Plain).state_dict(), "bare.pt")
+    found, _ = numbers(capsys, "--model=nets.Plain", "--ckpt_path=bare.pt", "--density_probes=1", "--density_steps=5")
+    assert found["top eigenvalue"] > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        (b"", [], "text.ckpt is no checkpoint file"),
+        ({"weights": 1}, [], "text.ckpt holds no weights under `state_dict`"),
+        ({}, ["--output=/proc/no/where"], "--output: /proc/no/where cannot be written"),
+    ],
+)
+def test_what_cannot_be_read_or_written_ends_in_one_line(
+    capsys: pytest.CaptureFixture[str], content: Any, more: list[str], message: str
+) -> None:
+    Path("text.ckpt").write_bytes(content) if isinstance(content, bytes) else torch.save(content, "text.ckpt")
+    with pytest.raises(SystemExit):
+        main(["--model=nets.Plain", "--ckpt_path=text.ckpt", *more])
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
