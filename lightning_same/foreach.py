@@ -18,6 +18,10 @@ RUN = 1 << 18
 ACCELERATOR_PIECE = 1 << 24
 """Elsewhere, where launching a kernel costs more: temporaries stay small beside the model."""
 
+ONE_CALL = frozenset({"cpu"})
+"""Where a product of three factors is added by one call. The kernels of accelerators, which take a list as a whole, do
+not take this one."""
+
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm over all elements of all tensors, on the device, in at least float32.
@@ -72,7 +76,27 @@ def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 def inverse(norm: Tensor) -> Tensor:
     """1/norm, and 0 for a norm of 0, decided on the device."""
-    return torch.where(norm == 0, torch.zeros_like(norm), norm.reciprocal())
+    return norm.reciprocal().nan_to_num_(nan=float("nan"), posinf=0.0)
+
+
+def add_scaled_(tensors: Sequence[Tensor], vectors: Sequence[Tensor], scale: Tensor, factors: Sequence[float]) -> None:
+    """Add factor * scale * vector to each tensor in place.
+
+    Args:
+        tensors: overwritten; shards of this process where they are sharded.
+        vectors: as many, of the same shapes; read only.
+        scale: a scalar tensor on their device.
+        factors: a number for each tensor.
+    """
+    if all(tensor.device.type in ONE_CALL for tensor in tensors):
+        # One read of each and no temporary.
+        torch._foreach_addcmul_(list(tensors), list(vectors), [scale] * len(tensors), list(factors))
+        return
+    for run in runs(tensors):
+        step = torch._foreach_mul(list(vectors[run]), scale)
+        torch._foreach_mul_(step, list(factors[run]))
+        torch._foreach_add_(list(tensors[run]), step)
+        del step  # Or two runs of it would be there at once.
 
 
 def runs(tensors: Sequence[Tensor]) -> Iterator[slice]:

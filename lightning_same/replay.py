@@ -122,11 +122,11 @@ class Snapshot:
             self._take_attributes(each)
 
     def _take_attributes(self, module: nn.Module) -> None:
-        metric = isinstance(module, torchmetrics.Metric)
+        metric = torchmetrics.Metric in type(module).__mro__
         internal = METRIC_INTERNAL if metric else INTERNAL
         states: Any = module._defaults if metric else ()
         attributes = vars(module)
-        held = {name: value for name, value in attributes.items() if name not in internal}
+        held = {name: attributes[name] for name in attributes.keys() - internal}
         self._attributes.append(Attributes(attributes, internal, held, len(attributes)))
         for name, value in held.items():
             if type(value) not in ATOMS:

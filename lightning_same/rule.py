@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_same.combinations import Combination, Perturbed
-from lightning_same.foreach import runs
+from lightning_same.foreach import add_scaled_
 from lightning_same.memory import Memory
 from lightning_same.parts import Part, number
 from lightning_same.perturbations import Normalized, Perturbation
@@ -89,20 +89,7 @@ class Rule(Part):
             at: how far training has come, for a radius that changes. Default: its beginning.
             memory: what the rule carries from step to step, for rules with a moving average.
         """
-        radii = self.radii(len(params), rho, at)
-        moving, along = list(compress(params, radii)), list(compress(grads, radii))
-        radii = [radius for radius in radii if radius]
-        if not moving:
-            return
-        vector, scale = self.perturbation.direction(moving, along, self._memory(memory, moving).of(moving))
-        scale = scale * radii[0]
-        shares = [radius / radii[0] for radius in radii] if len(set(radii)) > 1 else None
-        for run in runs(moving):
-            step = torch._foreach_mul(vector[run], scale)
-            if shares is not None:
-                torch._foreach_mul_(step, shares[run])
-            torch._foreach_add_(moving[run], step)
-            del step  # Or two runs of it would be there at once.
+        self._move(*_moving(params, grads, self.radii(len(params), rho, at)), memory)
 
     @contextmanager
     def perturbed(
@@ -125,20 +112,20 @@ class Rule(Part):
             memory: what the rule carries from step to step, for rules with a moving average. With one, the copy of the
                 weights has the same place at every step.
         """
-        moving = list(compress(params, self.radii(len(params), rho, at)))
+        moving, along, radii = _moving(params, grads, self.radii(len(params), rho, at))
         saved = (Memory(moving) if memory is None else memory.of(moving)).scratch()
         with torch.no_grad():
-            moving = [local(param) for param in moving]
-            if moving:
-                torch._foreach_copy_(saved, moving)
+            held = [local(param) for param in moving]
+            if held:
+                torch._foreach_copy_(saved, held)
         try:
-            self.perturb_(params, grads, rho, at, memory)
-            del grads  # The caller may be done with them; they are as large as the model.
+            self._move(moving, along, radii, memory)
+            del grads, along  # The caller may be done with them; they are as large as the model.
             yield
         finally:
-            if moving:
+            if held:
                 with torch.no_grad():
-                    torch._foreach_copy_(moving, saved)
+                    torch._foreach_copy_(held, saved)
 
     @torch.no_grad()
     def combine_(
@@ -215,6 +202,16 @@ class Rule(Part):
         """The radius of each of ``count`` tensors: ``rho`` if it is given, or the rule's own at this time."""
         return [value(self.rho, at or Progress())] * count if rho is None else list(rho)
 
+    @torch.no_grad()
+    def _move(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], radii: Sequence[float], memory: Memory | None
+    ) -> None:
+        """Add e to the weights, of which none has a radius of 0."""
+        if params:
+            memory = self._memory(memory, params).of(params)
+            vector, scale = self.perturbation.direction(params, grads, memory)
+            add_scaled_([local(param) for param in params], [local(each) for each in vector], scale, radii)
+
     def _memory(self, memory: Memory | None, tensors: Sequence[Tensor]) -> Memory:
         if memory is None and self.stateful:
             raise ValueError(
@@ -222,3 +219,10 @@ class Rule(Part):
                 " and pass `memory=memory` to each of its methods."
             )
         return Memory(tensors) if memory is None else memory
+
+
+def _moving(
+    params: Sequence[Tensor], grads: Sequence[Tensor], radii: Sequence[float]
+) -> tuple[list[Tensor], list[Tensor], list[float]]:
+    """Those that have a radius."""
+    return list(compress(params, radii)), list(compress(grads, radii)), [radius for radius in radii if radius]

@@ -79,8 +79,25 @@ def test_as_many_operations_for_2000_tensors_as_for_10(rule: Rule) -> None:
 
 
 def test_sam_dispatches_no_more_than_its_formula() -> None:
-    """To keep w, the norm, its inverse, e, w + e, and back."""
-    assert sum(dispatched(SAM(), 10)) == 13
+    """To keep w; the norm by four, one of which only names a dtype, and its inverse by two; w + e; and back."""
+    assert sum(dispatched(SAM(), 10)) == 9
+
+
+def test_accelerators_take_the_same_step_by_other_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = [torch.randn(5), torch.randn(3, 2), torch.randn(())]
+    grads = [torch.randn_like(p) for p in params]
+    moved = []
+    for devices in (foreach.ONE_CALL, frozenset()):
+        monkeypatch.setattr(foreach, "ONE_CALL", devices)
+        moved.append([p.clone() for p in params])
+        SAM().perturb_(moved[-1], grads, rho=[0.1, 0.0, 0.3])
+    for one_call, three, before in zip(*moved, params, strict=True):
+        torch.testing.assert_close(one_call, three, rtol=1e-6, atol=1e-6)
+        assert one_call is not before
+    assert torch.equal(moved[1][1], params[1])
+    assert not torch.equal(moved[1][0], params[0])
+    few, many = dispatched(SAM(), 10), dispatched(SAM(), 2000)
+    assert few == many == (11, 0)
 
 
 class Steady(Callback):
