@@ -1,7 +1,9 @@
 """The global random state of torch, Python and numpy: read, and put back."""
 
+import abc
 import ctypes
 import random
+import struct
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 
 def random_state(device: torch.device | None = None) -> list[Callable[[], None]]:
@@ -23,49 +26,124 @@ def random_state(device: torch.device | None = None) -> list[Callable[[], None]]
     """
     undo: list[Callable[[], None]] = [
         partial(torch.set_rng_state, torch.get_rng_state()),
-        partial(random.setstate, random.getstate()),
+        partial(PYTHON.write, PYTHON.read()),
     ]
     if "numpy.random" in sys.modules:
-        undo.append(partial(_write, _read()))
+        undo.append(partial(NUMPY.write, NUMPY.read()))
     if device is not None and device.type not in ("cpu", "meta"):
         backend = torch.get_device_module(device)
         undo.append(partial(backend.set_rng_state, backend.get_rng_state(device), device))
     return undo
 
 
-class _Numpy(NamedTuple):
-    """A state of numpy's global generator; ``memory`` is what it looks like inside, where that tells everything.
+class State(NamedTuple):
+    """A state of a generator; ``memory`` is what it looks like inside, where that tells everything."""
 
-    Numpy reads and writes a state number by number, which takes as long as a small network's forward. Whether anybody
-    has drawn from it is seen at once in its memory.
-    """
-
-    state: dict[str, Any]
+    state: Any
     memory: bytes | None
 
 
-_latest: _Numpy | None = None
+class Twister(abc.ABC):
+    """A global Mersenne twister.
+
+    Its 624 numbers are read and written one by one, which takes as long as a small network's forward. Whether anybody
+    has drawn from it since is seen at once in its memory: its numbers, and its place among them.
+    """
+
+    def __init__(self) -> None:
+        self._latest = State(None, None)
+
+    def read(self) -> State:
+        """The state at this moment."""
+        memory = self._memory()
+        if memory is None or self._latest.memory != memory:
+            state, tells = self._read()
+            # Trusted only if what the memory holds is what was read.
+            self._latest = State(state, memory if memory is not None and memory == tells else None)
+        return self._latest
+
+    def write(self, to: State) -> None:
+        """Put a state back."""
+        if to.memory is None or to.memory != self._memory():
+            self._write(to.state)
+
+    @abc.abstractmethod
+    def _memory(self) -> bytes | None:
+        """The generator's memory; None if it is not known where that is, or does not tell everything."""
+
+    @abc.abstractmethod
+    def _read(self) -> tuple[Any, bytes | None]:
+        """The state, and what the memory has to be for it; None if that does not tell everything."""
+
+    @abc.abstractmethod
+    def _write(self, state: Any) -> None:
+        """Put back what `_read` has read."""
 
 
-def _read() -> _Numpy:
-    global _latest
-    memory = _memory()
-    if _latest is None or _latest.memory is None or _latest.memory != memory:
+class Python(Twister):
+    """The generator behind the functions of `random`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generator: random.Random = random._inst
+        self._address: int | None = None
+        if sys.implementation.name == "cpython":
+            # Where in the object it is: found by what it holds, for that is nowhere promised.
+            size = type(self._generator).__basicsize__
+            place = ctypes.string_at(id(self._generator), size).find(_packed(random.getstate()))
+            self._address = id(self._generator) + place if place >= 0 else None
+
+    @override
+    def _memory(self) -> bytes | None:
+        if self._address is None or self._generator.gauss_next is not None:  # type: ignore[attr-defined]
+            return None
+        return ctypes.string_at(self._address, 625 * 4)
+
+    @override
+    def _read(self) -> tuple[Any, bytes | None]:
+        state = random.getstate()
+        return state, _packed(state)
+
+    @override
+    def _write(self, state: Any) -> None:
+        random.setstate(state)
+
+
+class Numpy(Twister):
+    """The generator behind the functions of `numpy.random`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generator: Any = None
+        self._address: int | None = None
+
+    @override
+    def _memory(self) -> bytes | None:
+        generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        if generator is not self._generator:
+            # Held, so that the address stays its own.
+            self._generator = generator
+            self._address = generator.ctypes.state_address if type(generator) is np.random.MT19937 else None
+        return None if self._address is None else ctypes.string_at(self._address, 625 * 4)
+
+    @override
+    def _read(self) -> tuple[Any, bytes | None]:
         state: Any = np.random.get_state(legacy=False)
         # A normal number that waits for its turn is kept elsewhere.
-        whole = memory is not None and not state["has_gauss"] and memory.startswith(state["state"]["key"].tobytes())
-        _latest = _Numpy(state, memory if whole else None)
-    return _latest
+        if self._address is None or state["has_gauss"]:
+            return state, None
+        return state, state["state"]["key"].tobytes() + struct.pack("=i", state["state"]["pos"])
+
+    @override
+    def _write(self, state: Any) -> None:
+        np.random.set_state(state)
 
 
-def _write(to: _Numpy) -> None:
-    if to.memory is None or to.memory != _memory():
-        np.random.set_state(to.state)
+def _packed(state: Any) -> bytes:
+    """A state of `random` as it is in memory: the place first."""
+    *numbers, place = state[1]
+    return struct.pack("=i624I", place, *numbers)
 
 
-def _memory() -> bytes | None:
-    """The 624 numbers of a Mersenne twister and its place among them; None for a generator of another kind."""
-    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
-    if type(generator) is not np.random.MT19937:
-        return None
-    return ctypes.string_at(generator.ctypes.state_address, 625 * 4)
+PYTHON = Python()
+NUMPY = Numpy()

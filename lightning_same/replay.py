@@ -5,8 +5,8 @@ import pickle
 import random
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
-from functools import cached_property, partial
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -24,6 +24,22 @@ INTERNAL = frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule()))
 METRIC_INTERNAL = INTERNAL | {"_defaults", "_persistent", "_reductions"}
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device})
+
+KINDS: tuple[type, ...] = (
+    nn.Module,
+    Tensor,
+    dict,
+    list,
+    deque,
+    set,
+    tuple,
+    np.ndarray,
+    torch.Generator,
+    random.Random,
+    np.random.Generator,
+    np.random.RandomState,
+)
+"""What a snapshot looks into: only these can change while they stay the same object."""
 
 ROOM = 4
 """Tensors in one list, and frozen parameters, are held by value while they are at most so many times as large as the
@@ -71,11 +87,12 @@ class Snapshot:
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self._seen: set[int] = set()
         self._trained = trained
-        self._take_module(module)
+        modules = _modules(module)
+        self._take_modules(modules)
         known = {id(param) for param in trained}
         frozen = [
             param
-            for each in _modules(module)
+            for each in modules
             for param in each._parameters.values()
             if param is not None
             and id(param) not in known
@@ -112,14 +129,13 @@ class Snapshot:
         if pairs:
             torch._foreach_copy_([tensor for tensor, _ in pairs], [value for _, value in pairs])
 
-    def _take_module(self, module: nn.Module) -> None:
-        for each in _modules(module):
-            if id(each) in self._seen:
-                continue
-            self._seen.add(id(each))
-            if each._buffers:
-                self._take_container(each._buffers, each._buffers.values(), deep=True)
-            self._take_attributes(each)
+    def _take_modules(self, modules: Iterable[nn.Module]) -> None:
+        for each in modules:
+            if id(each) not in self._seen:
+                self._seen.add(id(each))
+                if each._buffers:
+                    self._take_container(each._buffers, each._buffers.values(), deep=True)
+                self._take_attributes(each)
 
     def _take_attributes(self, module: nn.Module) -> None:
         metric = torchmetrics.Metric in type(module).__mro__
@@ -129,38 +145,39 @@ class Snapshot:
         held = {name: attributes[name] for name in attributes.keys() - internal}
         self._attributes.append(Attributes(attributes, internal, held, len(attributes)))
         for name, value in held.items():
-            if type(value) not in ATOMS:
-                # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
-                self._take(value, deep=name not in states)
+            # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
+            self._take(value, deep=name not in states)
 
     def _take(self, value: Any, deep: bool = True) -> None:
         """Take what can change inside ``value``."""
-        if type(value) in ATOMS or id(value) in self._seen:
+        kind = _kind_of(value.__class__)
+        if kind is None or id(value) in self._seen:
             return
-        if isinstance(value, nn.Module):
-            self._take_module(value)
+        if kind is nn.Module:
+            self._take_modules(_modules(value))
             return
-        if isinstance(value, Tensor):
+        if kind is Tensor:
             if not isinstance(value, nn.Parameter):
                 self._take_tensor(value)
             return
         self._seen.add(id(value))
-        if isinstance(value, dict):
+        if kind is dict:
             self._take_container(value, value.values(), deep)
-        elif isinstance(value, (list, deque, set)):
+        elif kind in (list, deque, set):
             self._take_container(value, value, deep)
-        elif isinstance(value, tuple):
+        elif kind is tuple:
             for item in value:
                 self._take(item)
-        elif isinstance(value, np.ndarray) and value.flags.writeable:
-            self._undo.append(partial(np.copyto, value, value.copy()))
-        elif isinstance(value, torch.Generator):
+        elif kind is np.ndarray:
+            if value.flags.writeable:
+                self._undo.append(partial(np.copyto, value, value.copy()))
+        elif kind is torch.Generator:
             self._undo.append(partial(_set_generator, value, value.get_state()))
-        elif isinstance(value, random.Random):
+        elif kind is random.Random:
             self._undo.append(partial(value.setstate, value.getstate()))
-        elif isinstance(value, np.random.Generator):
+        elif kind is np.random.Generator:
             self._undo.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
-        elif isinstance(value, np.random.RandomState):
+        elif kind is np.random.RandomState:
             self._undo.append(partial(value.set_state, value.get_state()))
 
     def _take_tensor(self, value: Tensor) -> None:
@@ -240,7 +257,13 @@ def _copied(value: Any, seen: set[int]) -> Any:
     return {key: _copied(item, seen) for key, item in value.items()}
 
 
-def _modules(module: nn.Module) -> Iterable[nn.Module]:
+@lru_cache(maxsize=1024)
+def _kind_of(kind: type) -> type | None:
+    """Which of the kinds that a snapshot looks into a type is one of; None if a snapshot holds it as it is."""
+    return next((each for each in KINDS if issubclass(kind, each)), None)
+
+
+def _modules(module: nn.Module) -> Collection[nn.Module]:
     """As ``module.modules()``, which spends most of its time on names."""
     found: dict[int, nn.Module] = {}
     waiting: list[nn.Module | None] = [module]
@@ -269,6 +292,9 @@ def _changed(tensor: Tensor, value: Tensor) -> bool:
 
 
 def _overlaps(tensor: Tensor) -> bool:
+    """Whether an element stands at several places."""
+    if tensor.is_contiguous():
+        return False
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 

@@ -46,7 +46,7 @@ LAYERS = {
     "spectrum": Layer({"hessian", "lanczos"}, ARITHMETIC),
     # Lightning. `two_pass` and `callbacks` stand side by side.
     "optimizers": Layer({"timing"}, LIGHTNING),
-    "randomness": Layer(set(), {"numpy", "torch"}),
+    "randomness": Layer(set(), ARITHMETIC | {"numpy"}),
     "replay": Layer({"randomness"}, LIGHTNING | {"numpy", "torchmetrics"}),
     "gradients": Layer(set(), LIGHTNING),
     "silence": Layer(set(), LIGHTNING),

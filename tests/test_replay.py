@@ -15,6 +15,7 @@ import torchmetrics
 from nets import differences
 from torch import nn
 
+from lightning_same.randomness import NUMPY, PYTHON, Python, Twister
 from lightning_same.replay import LONG, Snapshot, copy_of
 
 
@@ -295,6 +296,57 @@ def test_numpys_state_comes_back(waiting: bool) -> None:
             start.restore()
     finally:
         np.random.set_state(before)
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["", "with a normal number waiting"])
+def test_pythons_state_comes_back(waiting: bool) -> None:
+    before = random.getstate()
+    try:
+        random.seed(3)
+        if waiting:
+            random.gauss(0, 1)
+        start = Snapshot(nn.Identity())
+        only = random.gauss(0, 1)
+        start.restore()
+        assert random.gauss(0, 1) == only
+        start.restore()
+        for draw in (random.random, lambda: random.gauss(0, 1), lambda: random.seed(3)):
+            start = Snapshot(nn.Identity())
+            state = random.getstate()
+            first = [draw(), random.gauss(0, 1), random.random()]
+            start.restore()
+            assert random.getstate() == state
+            assert (state[2] is not None) == waiting
+            assert [draw(), random.gauss(0, 1), random.random()] == first
+            start.restore()
+            start.restore()
+            assert [draw(), random.gauss(0, 1), random.random()] == first
+            start.restore()
+    finally:
+        random.setstate(before)
+
+
+@pytest.mark.parametrize("twister", [PYTHON, NUMPY], ids=["python", "numpy"])
+def test_a_state_is_read_again_only_if_somebody_has_drawn(twister: Twister) -> None:
+    draw = random.random if twister is PYTHON else np.random.rand
+    random.seed(3)
+    np.random.seed(3)
+    first = twister.read()
+    assert first.memory is not None
+    assert twister.read() is first
+    draw()
+    second = twister.read()
+    assert second is not first
+    assert second.memory != first.memory
+
+
+def test_a_memory_that_is_not_what_it_should_be_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    twister = Python()
+    monkeypatch.setattr(Python, "_memory", lambda self: b"something else")
+    first = twister.read()
+    assert first.memory is None
+    random.random()
+    assert twister.read().state != first.state
 
 
 def test_the_state_of_another_kind_of_numpy_generator_comes_back() -> None:
