@@ -87,17 +87,12 @@ class Snapshot:
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self._seen: set[int] = set()
         self._trained = trained
-        modules = _modules(module)
-        self._take_modules(modules)
+        self._take_modules(_modules(module))
         known = {id(param) for param in trained}
         frozen = [
             param
-            for each in modules
-            for param in each._parameters.values()
-            if param is not None
-            and id(param) not in known
-            and not nn.parameter.is_lazy(param)
-            and _storage(param) not in self._theirs
+            for param in parameters_of(module)
+            if id(param) not in known and not nn.parameter.is_lazy(param) and _storage(param) not in self._theirs
         ]
         if frozen and sum(param.nbytes for param in frozen) <= self._room:
             for param in frozen:
@@ -224,6 +219,11 @@ def copy_of(batch: Any) -> Any:
             " do not change it in training_step."
         )
         return batch
+
+
+def parameters_of(module: nn.Module) -> list[Tensor]:
+    """As ``module.parameters()``, which spends most of its time on names; one that has several may come as often."""
+    return [param for each in _modules(module) for param in each._parameters.values() if param is not None]
 
 
 class _UnusualError(Exception):

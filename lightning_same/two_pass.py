@@ -18,7 +18,7 @@ from lightning_same.optimizers import momentum_of, progress_of, radii_of, traine
 from lightning_same.options import TwoPassOptions
 from lightning_same.processes import mean_begun, replicated, unsynchronized
 from lightning_same.refusals import checked_loss, refuse_optimizer, refuse_options, refuse_rule
-from lightning_same.replay import Snapshot, copy_of
+from lightning_same.replay import Snapshot, copy_of, parameters_of
 from lightning_same.rule import Rule
 from lightning_same.silence import muted_loggers
 from lightning_same.store import GradientStore, fill, grads_of, put
@@ -321,8 +321,8 @@ class TwoPass:
             last: whether they are the last of the step.
         """
         optimizer = self._trainer.optimizers[index]
-        radii = radii_of(optimizer, self._rho)
-        if self._apart:
+        radii, apart = radii_of(optimizer, self._rho), self._apart
+        if apart:
             # Which parameters have a gradient may differ between the processes.
             fill(radii)
             if self._options.ascent == "global":
@@ -335,7 +335,7 @@ class TwoPass:
         self._has_perturbed = True
         keep = rule.combination.needs_grads or bool(self._observers())
         after = self._snapshot()
-        others = [param for param in self._module.parameters() if param not in radii]
+        others = [param for param in parameters_of(self._module) if param not in radii]
         grads = self._store.take([*others, *params])
         foreign = {param: grads.get(param) for param in others}
         perturbed = rule.perturbed(params, along, [radii[param] for param in params], self._at, memory)
@@ -348,7 +348,7 @@ class TwoPass:
                 if keep:
                     self._store.add_to_base({param: grads[param] for param in params})
                 grads.clear()
-                if last and self._apart and self._options.ascent == "local":
+                if last and apart and self._options.ascent == "local":
                     base_arrives = self._store.average_base()
                 self._store.take_up()
                 replay()
@@ -357,7 +357,7 @@ class TwoPass:
             after.restore()
             put(foreign)
         base_arrives()
-        if not self._apart:
+        if not apart:
             # Not reached at w + e: the gradient there is zero, while the optimizer steps the parameter.
             fill(params)
 
@@ -393,9 +393,11 @@ class TwoPass:
 
     def _unscaled(self, rule: Rule, grads: list[Tensor]) -> list[Tensor]:
         """g of the loss itself, for rules to which its size matters. Never by the scaler, which unscales once."""
+        if rule.scale_free:
+            return grads
         scale = loss_scale(self._trainer, self._module.device)
         parts = self._trainer.accumulate_grad_batches if self._by_micro_batch else 1
-        if rule.scale_free or (scale is None and parts == 1):
+        if scale is None and parts == 1:
             return grads
         return list(torch._foreach_mul(grads, parts if scale is None else parts / scale))
 
