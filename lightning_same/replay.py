@@ -140,8 +140,9 @@ class Snapshot:
         held = {name: attributes[name] for name in attributes.keys() - internal}
         self._attributes.append(Attributes(attributes, internal, held, len(attributes)))
         for name, value in held.items():
-            # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
-            self._take(value, deep=name not in states)
+            if type(value) not in ATOMS:
+                # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
+                self._take(value, deep=name not in states)
 
     def _take(self, value: Any, deep: bool = True) -> None:
         """Take what can change inside ``value``."""
