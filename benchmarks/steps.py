@@ -57,10 +57,10 @@ class Rounds(NamedTuple):
 
 
 FULL = [
-    Rounds(MLP, 25, 30, 15, 40),
-    Rounds(TRANSFORMER, 15, 4, 10, 10),
-    Rounds(RESNET_16, 10, 1, 4, 3),
-    Rounds(RESNET_64, 4, 1, 2, 2),
+    Rounds(MLP, 25, 30, 15, 100),
+    Rounds(TRANSFORMER, 25, 4, 20, 10),
+    Rounds(RESNET_16, 12, 1, 5, 3),
+    Rounds(RESNET_64, 4, 1, 3, 2),
 ]
 QUICK = [Rounds(MLP, 5, 20, 4, 20), Rounds(TRANSFORMER, 5, 2, 3, 5), Rounds(RESNET_16, 3, 1, 2, 1)]
 
