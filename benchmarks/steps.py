@@ -152,7 +152,10 @@ def inside_lightning(at: Rounds) -> list[dict[str, Took]]:
         name: partial(fit, module, workload, at.lightning_steps) for name, module in modules.items()
     }
     # Where some steps are longer than others, means of whole periods are compared, and not the medians of single steps.
-    for name, kind in {PLAIN_MEAN: "plain", **{name: name for name in runs.keys() & every.keys()}}.items():
+    means = {name: name for name in every if name in runs}
+    if means:
+        means[PLAIN_MEAN] = "plain"
+    for name, kind in means.items():
         runs[name] = lambda kind=kind: mean_of(fit(modules[kind], workload, at.lightning_steps))
     measured = with_sam(Net(workload), RULES["SAME"])
     runs["SAME, fractions"] = lambda: fit(
