@@ -6,6 +6,7 @@ time is that of the process on the CPU, which other processes change least; wall
 """
 
 import argparse
+import json
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from figures import Took, interleaved, now, ratios, since, system, threads_of, timed, write
+from figures import RESULTS, Took, interleaved, now, ratios, since, system, threads_of, timed, write
 from torch.nn.functional import cross_entropy
 from workloads import MLP, RESNET_16, RESNET_64, RHO, TRANSFORMER, ByHand, ByPytorchOptimizer, ByWrapper, Net, Workload
 from workloads import sgd as sgd_of
@@ -61,7 +62,7 @@ FULL = [
     Rounds(MLP, 25, 30, 15, 100),
     Rounds(TRANSFORMER, 25, 4, 20, 10),
     Rounds(RESNET_16, 12, 1, 5, 3),
-    Rounds(RESNET_64, 4, 1, 3, 2),
+    Rounds(RESNET_64, 8, 1, 3, 2),
 ]
 QUICK = [Rounds(MLP, 5, 20, 4, 20), Rounds(TRANSFORMER, 5, 2, 3, 5), Rounds(RESNET_16, 3, 1, 2, 1)]
 
@@ -204,14 +205,17 @@ def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, without batch 64; nothing is written")
+    parser.add_argument("--only", choices=[at.workload.name for at in FULL], help="a model; the others' figures stay")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     threads = threads_of(options)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    known = [] if options.only is None else json.loads((RESULTS / "steps.json").read_text())["rows"]
     for at in QUICK if options.quick else FULL:
-        found = rows_of(at)
+        chosen = options.only in (None, at.workload.name)
+        found = rows_of(at) if chosen else [each for each in known if each["workload"] == at.workload.name]
         for each in found:
             names = f"{each['workload']:<26}{each['of']:<34}{each['to']:<30}"
             print(f"{names}{each['ratio']:.3f}  wall {each['wall_ratio']:.3f}", flush=True)
