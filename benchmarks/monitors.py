@@ -50,11 +50,7 @@ def main() -> None:
         module = with_sam(Net(workload), SAME(1, 2.0, RHO))
         took = fit(module, workload, steps, *monitors)
         step = statistics.median(each.cpu for each in took)
-        taken = len(monitors[0].took) // len(HOOKS)
-        shares = {
-            type(each).__name__: sum(hook.cpu for hook in each.took) / taken / (step - _spent(monitors, taken))
-            for each in monitors
-        }
+        shares = {type(each).__name__: _spent([each], steps) / (step - _spent(monitors, steps)) for each in monitors}
         rows.append({"workload": workload.name, "step_seconds": step, **shares, "both": sum(shares.values())})
         print(rows[-1], flush=True)
     table = [
@@ -70,8 +66,15 @@ def main() -> None:
 
 
 def _spent(monitors: list[Any], steps: int) -> float:
-    """In all hooks, in a step."""
-    return sum(hook.cpu for each in monitors for hook in each.took) / steps
+    """In all hooks in a step: the median of the last ``steps``."""
+    calls = len(HOOKS)
+    return sum(
+        statistics.median(
+            sum(hook.cpu for hook in each.took[begin : begin + calls])
+            for begin in range(len(each.took) - calls * steps, len(each.took), calls)
+        )
+        for each in monitors
+    )
 
 
 if __name__ == "__main__":

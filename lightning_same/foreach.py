@@ -19,8 +19,8 @@ ACCELERATOR_PIECE = 1 << 24
 """Elsewhere, where launching a kernel costs more: temporaries stay small beside the model."""
 
 ONE_CALL = frozenset({"cpu"})
-"""Where a product of three factors is added by one call. The kernels of accelerators, which take a list as a whole, do
-not take this one."""
+"""Types of device on which a product of three factors is added by one operation. On accelerators it would take one
+kernel for each tensor."""
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -75,8 +75,8 @@ def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 
 def inverse(norm: Tensor) -> Tensor:
-    """1/norm, and 0 for a norm of 0, decided on the device."""
-    return norm.reciprocal().nan_to_num_(nan=float("nan"), posinf=0.0)
+    """1/norm, and 0 for a norm of 0 or so small that 1/norm is infinite; decided on the device."""
+    return norm.reciprocal().nan_to_num_(nan=float("nan"), posinf=0.0, neginf=0.0)
 
 
 def add_scaled_(tensors: Sequence[Tensor], vectors: Sequence[Tensor], scale: Tensor, factors: Sequence[float]) -> None:
@@ -86,15 +86,18 @@ def add_scaled_(tensors: Sequence[Tensor], vectors: Sequence[Tensor], scale: Ten
         tensors: overwritten; shards of this process where they are sharded.
         vectors: as many, of the same shapes; read only.
         scale: a scalar tensor on their device.
-        factors: a number for each tensor.
+        factors: a number for each tensor, none of which is 0.
     """
-    if all(tensor.device.type in ONE_CALL for tensor in tensors):
-        # One read of each and no temporary.
+    # The one operation rounds the scale to the tensor's dtype: in half precision 1/norm may not be there.
+    if all(each.device.type in ONE_CALL and each.dtype in (torch.float32, torch.float64) for each in tensors):
         torch._foreach_addcmul_(list(tensors), list(vectors), [scale] * len(tensors), list(factors))
         return
+    scale = scale * factors[0]
+    shares = [factor / factors[0] for factor in factors] if len(set(factors)) > 1 else None
     for run in runs(tensors):
         step = torch._foreach_mul(list(vectors[run]), scale)
-        torch._foreach_mul_(step, list(factors[run]))
+        if shares is not None:
+            torch._foreach_mul_(step, shares[run])
         torch._foreach_add_(list(tensors[run]), step)
         del step  # Or two runs of it would be there at once.
 

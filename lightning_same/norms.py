@@ -92,8 +92,8 @@ def _sums_of_squares(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor])
     for some_grads, some_perturbed in pieces(grads, perturbed_grads):
         g, s = joined(some_grads).flatten(), joined(some_perturbed).flatten()
         g, s = g.to(at_least_float32(g)), s.to(at_least_float32(s))
-        # Masks that are numbers, as for the counts: where a CPU chooses by booleans it takes twenty times as long. An
-        # infinite element would be NaN where it is masked; the largest number is 0 there, and infinite when squared.
+        # By masks that are numbers, as the counts are: to choose by booleans takes a CPU twenty times as long. Infinity
+        # times a mask of 0 would be NaN; the largest number gives 0 there, and is still infinite when it is squared.
         largest = min(torch.finfo(g.dtype).max, torch.finfo(s.dtype).max)
         size, along = g.abs().clamp_(max=largest), s.clamp(-largest, largest).mul_(g.sign())
         far = along.abs()

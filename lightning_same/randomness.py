@@ -116,27 +116,52 @@ class Numpy(Twister):
         super().__init__()
         self._generator: Any = None
         self._address: int | None = None
+        place = _place_of_waiting()
+        # Held by the functions as well, so that the address stays its own.
+        owner: Any = np.random.rand
+        self._waiting = None if place is None else ctypes.c_int.from_address(id(owner.__self__) + place)
 
     @override
     def _memory(self) -> bytes | None:
         generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
         if generator is not self._generator:
-            # Held, so that the address stays its own.
             self._generator = generator
             self._address = generator.ctypes.state_address if type(generator) is np.random.MT19937 else None
-        return None if self._address is None else ctypes.string_at(self._address, 625 * 4)
+        if self._address is None or self._waiting is None or self._waiting.value:
+            return None
+        return ctypes.string_at(self._address, 625 * 4)
 
     @override
     def _read(self) -> tuple[Any, bytes | None]:
         state: Any = np.random.get_state(legacy=False)
-        # A normal number that waits for its turn is kept elsewhere.
-        if self._address is None or state["has_gauss"]:
+        if self._address is None:
             return state, None
         return state, state["state"]["key"].tobytes() + struct.pack("=i", state["state"]["pos"])
 
     @override
     def _write(self, state: Any) -> None:
         np.random.set_state(state)
+
+
+def _place_of_waiting() -> int | None:
+    """Where numpy's global object notes that a normal number waits for its turn, which is not in the generator.
+
+    Found on another object of the type, by what it holds; None if it is not found.
+    """
+    if sys.implementation.name != "cpython":
+        return None
+    generator = np.random.RandomState(0)
+    state: Any = generator.get_state()
+    number = 0.123456789
+    found = set()
+    for waiting in (1, 0):
+        generator.set_state((*state[:3], waiting, number))
+        memory = ctypes.string_at(id(generator), type(generator).__basicsize__)
+        at = memory.find(struct.pack("=d", number)) - 8
+        if at < 0 or struct.unpack_from("=i", memory, at)[0] != waiting:
+            return None
+        found.add(at)
+    return found.pop() if len(found) == 1 else None
 
 
 def _packed(state: Any) -> bytes:

@@ -137,7 +137,7 @@ class Snapshot:
         internal = METRIC_INTERNAL if metric else INTERNAL
         states: Any = module._defaults if metric else ()
         attributes = vars(module)
-        held = {name: attributes[name] for name in attributes.keys() - internal}
+        held = {name: value for name, value in attributes.items() if name not in internal}
         self._attributes.append(Attributes(attributes, internal, held, len(attributes)))
         for name, value in held.items():
             if type(value) not in ATOMS:
@@ -223,7 +223,7 @@ def copy_of(batch: Any) -> Any:
 
 
 def parameters_of(module: nn.Module) -> list[Tensor]:
-    """As ``module.parameters()``, which spends most of its time on names; one that has several may come as often."""
+    """As ``module.parameters()``, which spends most of its time on names; a shared one comes once for each."""
     return [param for each in _modules(module) for param in each._parameters.values() if param is not None]
 
 

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lightning_same.processes import mean_begun, replicated
+from lightning_same.sharding import placed_like
 
 
 class GradientStore:
@@ -77,6 +79,13 @@ def put(grads: Mapping[Tensor, Tensor | None]) -> None:
     """Put gradients into ``.grad``."""
     for param, grad in grads.items():
         param.grad = grad
+
+
+def settle(params: Iterable[Tensor]) -> None:
+    """Add up gradients that tensor parallelism has left as summands on several processes."""
+    for param in params:
+        if isinstance(param, DTensor) and param.grad is not None:
+            param.grad = placed_like(param.grad, param)
 
 
 def grads_of(params: Iterable[Tensor]) -> list[Tensor]:

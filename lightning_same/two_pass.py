@@ -21,7 +21,7 @@ from lightning_same.refusals import checked_loss, refuse_optimizer, refuse_optio
 from lightning_same.replay import Snapshot, copy_of, parameters_of
 from lightning_same.rule import Rule
 from lightning_same.silence import muted_loggers
-from lightning_same.store import GradientStore, fill, grads_of, put
+from lightning_same.store import GradientStore, fill, grads_of, put, settle
 from lightning_same.timing import Progress, Schedule, value
 
 
@@ -328,6 +328,7 @@ class TwoPass:
             if self._options.ascent == "global":
                 put(dict(zip(radii, mean_begun(grads_of(radii))(), strict=True)))
         params = [param for param in radii if param.grad is not None]
+        settle(params)
         memory = self._memories[index].of(params)
         along = self._unscaled(rule, grads_of(params))
         if not (params and rule.timing.confirmed(along, self._at, memory)):
@@ -364,6 +365,7 @@ class TwoPass:
     def _finish(self, index: int, rule: Rule) -> None:
         """From s in ``.grad``, or from g on a step that has not perturbed, to d in ``.grad``."""
         params = [param for param in trained(self._trainer.optimizers[index]) if param.grad is not None]
+        settle(params)
         memory = self._memories[index].of(params)
         step = grads_of(params)
         base: list[Tensor] = []

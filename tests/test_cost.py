@@ -100,6 +100,14 @@ def test_accelerators_take_the_same_step_by_other_operations(monkeypatch: pytest
     assert few == many == (11, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_e_has_its_length_in_half_precision_when_the_gradient_is_small(dtype: torch.dtype) -> None:
+    """1/norm is 100,000 here, more than float16 holds."""
+    param, grad = torch.zeros(1000, dtype=dtype), torch.full((1000,), 1e-5 / 1000**0.5).to(dtype)
+    SAM(0.05).perturb_([param], [grad])
+    assert param.float().norm().item() == pytest.approx(0.05, rel=2e-3)
+
+
 class Steady(Callback):
     """Counts what all steps from the third on dispatch, with everything between them."""
 

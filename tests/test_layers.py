@@ -52,7 +52,7 @@ LAYERS = {
     "silence": Layer(set(), LIGHTNING),
     "options": Layer({"parts"}, ARITHMETIC),
     "processes": Layer(set(), LIGHTNING),
-    "store": Layer({"processes"}, LIGHTNING),
+    "store": Layer({"processes", "sharding"}, LIGHTNING),
     "refusals": Layer({"options", "parts", "processes", "rule"}, LIGHTNING),
     "two_pass": Layer(
         {"foreach", "gradients", "memory", "optimizers", "options", "processes"}

@@ -340,6 +340,32 @@ def test_a_state_is_read_again_only_if_somebody_has_drawn(twister: Twister) -> N
     assert second.memory != first.memory
 
 
+def test_a_normal_number_of_numpys_that_waits_is_seen() -> None:
+    """To take it changes nothing in the generator."""
+    before = np.random.get_state()
+    try:
+        np.random.seed(3)
+        nobody = NUMPY.read()
+        assert nobody.memory is not None
+        np.random.randn(2)
+        after_two = NUMPY.read()
+        NUMPY.write(nobody)
+        only = np.random.randn()
+        assert NUMPY.read().state["has_gauss"] == 1
+        NUMPY.write(after_two)
+        assert np.random.get_state()[3] == 0
+        NUMPY.write(nobody)
+        assert np.random.randn() == only
+        waiting = NUMPY.read()
+        other = np.random.randn()
+        NUMPY.read()
+        NUMPY.write(waiting)
+        assert NUMPY.read().state["has_gauss"] == 1
+        assert np.random.randn() == other
+    finally:
+        np.random.set_state(before)
+
+
 def test_a_memory_that_is_not_what_it_should_be_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     twister = Python()
     monkeypatch.setattr(Python, "_memory", lambda self: b"something else")

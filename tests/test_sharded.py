@@ -11,10 +11,13 @@ from nets import Plain, build, differences, fit, seed_all, trainer
 from ranks import Ranks
 from test_every_rule import RULES
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from lightning_same import SAM, SAME, LookSAM, Rule, VaSSO, checkpoint_fractions, with_sam
 from lightning_same.gradients import TwoGradients
+from lightning_same.store import settle
 from lightning_same.timing import Chance
 
 
@@ -186,3 +189,17 @@ def train_locally() -> None:
 
 def test_there_is_no_local_gradient_to_climb_by(ranks: dict[int, Ranks]) -> None:
     ranks[2].run(train_locally)
+
+
+def settle_summands() -> list[Any]:
+    mesh = init_device_mesh("cpu", (2,))
+    param = torch.nn.Parameter(DTensor.from_local(torch.zeros(2), mesh, [Replicate()]))
+    here = torch.full((2,), float(torch.distributed.get_rank() + 1))
+    param.grad = DTensor.from_local(here, mesh, [Partial()])
+    settle([param])
+    return [param.grad.placements == param.placements, param.grad.to_local().tolist()]
+
+
+def test_summands_are_added_up_before_anything_is_measured(ranks: dict[int, Ranks]) -> None:
+    """Tensor parallelism leaves the gradient of what it replicates so."""
+    assert ranks[2].run(settle_summands) == [[True, [3.0, 3.0]]] * 2
