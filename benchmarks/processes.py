@@ -20,7 +20,7 @@ from typing import Any
 import lightning.pytorch as pl
 from figures import Took, interleaved, ratios, system, threads_of, write
 from steps import Stopwatch
-from workloads import RESNET_16, RHO, TRANSFORMER, Net, Workload
+from workloads import RHO, TRANSFORMER, Net, Workload
 
 from lightning_same import SAM, SAME, Rule, TwoPassOptions, with_sam
 
@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[Rule | None, TwoPassOptions]] = {
     "SAME": (SAME(1, 2.0, RHO), TwoPassOptions()),
     'SAME, ascent="local"': (SAME(1, 2.0, RHO), TwoPassOptions(ascent="local")),
 }
-WORKLOADS = {"transformer": (TRANSFORMER, 6, 8), "ResNet-18": (RESNET_16, 3, 3)}
+WORKLOADS = {"transformer": (TRANSFORMER, 6, 8)}
 """Each with its rounds and timed steps."""
 
 
