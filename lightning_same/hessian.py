@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_same.lanczos import wide
+from lightning_same.randomness import random_state
 
 NO_SECOND_DERIVATIVE = (
     "Hessian: an operation in the loss has no second derivative ({}). Replace it while curvature is measured, such as a"
@@ -113,7 +114,7 @@ class Hessian:
         self._weights = [count / total for count in counts]
         self._graph: list[Tensor] | None = None
         self._functions: list[str] | None = None
-        self._random_state = _random_state(self.device)
+        self._same_numbers = random_state(self.device)
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         """H v for a flat vector v: all parameters end to end, in their order."""
@@ -193,9 +194,10 @@ class Hessian:
     @contextmanager
     def _differentiable(self) -> Iterator[None]:
         """Everything twice differentiable, in full precision, with the same random numbers each time."""
-        before = _random_state(self.device)
+        before = random_state(self.device)
         try:
-            _set_random_state(self.device, self._random_state)
+            for put_back in self._same_numbers:
+                put_back()
             with (
                 torch.inference_mode(False),
                 torch.enable_grad(),
@@ -206,7 +208,8 @@ class Hessian:
             ):
                 yield
         finally:
-            _set_random_state(self.device, before)
+            for put_back in before:
+                put_back()
 
 
 @contextmanager
@@ -305,17 +308,3 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         for value in batch:
             yield from _tensors(value)
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    """The global random state: of the CPU, and of the accelerator if that is another device."""
-    states = [torch.get_rng_state()]
-    if device.type not in ("cpu", "meta"):
-        states.append(torch.get_device_module(device).get_rng_state(device))
-    return states
-
-
-def _set_random_state(device: torch.device, states: Sequence[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.get_device_module(device).set_rng_state(state, device)

@@ -11,13 +11,6 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor with its elements where those of ``like`` are; summands on several processes are added up."""
-    if isinstance(tensor, DTensor) and isinstance(like, DTensor) and tensor.placements != like.placements:
-        return tensor.redistribute(like.device_mesh, like.placements)
-    return tensor
-
-
 def any_sharded(tensors: Sequence[Tensor]) -> bool:
     """Whether a tensor's elements are spread over processes."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)

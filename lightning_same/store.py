@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_same.processes import mean_begun, replicated
-from lightning_same.sharding import placed_like
 
 
 class GradientStore:
@@ -84,8 +83,9 @@ def put(grads: Mapping[Tensor, Tensor | None]) -> None:
 def settle(params: Iterable[Tensor]) -> None:
     """Add up gradients that tensor parallelism has left as summands on several processes."""
     for param in params:
-        if isinstance(param, DTensor) and param.grad is not None:
-            param.grad = placed_like(param.grad, param)
+        grad = param.grad
+        if isinstance(param, DTensor) and isinstance(grad, DTensor) and grad.placements != param.placements:
+            param.grad = grad.redistribute(param.device_mesh, param.placements)
 
 
 def grads_of(params: Iterable[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -599,6 +600,23 @@ def test_nothing_is_disturbed_and_nothing_disturbs(measure: Callable[..., Any]) 
         assert torch.is_autocast_enabled("cpu")
     for a, b in zip(expected, again, strict=True):
         assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["python", "numpy"])
+def test_numbers_that_are_not_torchs_are_the_same_in_every_product_too(draw: Callable[[], float]) -> None:
+    """Each loss is another multiple of one quadratic."""
+    param = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    hessian = Hessian(lambda: (1 + draw()) * param.square().sum(), [param])
+    vector = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    first = hessian @ vector
+    random.seed(3)
+    np.random.seed(3)
+    expected = [draw(), draw()]
+    random.seed(3)
+    np.random.seed(3)
+    found = [draw()]
+    assert torch.equal(hessian @ vector, first)
+    assert [*found, draw()] == expected
 
 
 def test_random_numbers_are_the_same_in_every_product() -> None:

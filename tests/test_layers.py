@@ -41,18 +41,18 @@ LAYERS = {
     "rule": Layer({"combinations", "foreach", "memory", "parts", "perturbations", "sharding", "timing"}, ARITHMETIC),
     "rules": Layer({"combinations", "parts", "perturbations", "rule", "timing"}, ARITHMETIC),
     "lanczos": Layer({"foreach"}, ARITHMETIC),
-    "hessian": Layer({"lanczos"}, ARITHMETIC),
+    "randomness": Layer(set(), ARITHMETIC | {"numpy"}),
+    "hessian": Layer({"lanczos", "randomness"}, ARITHMETIC),
     "curvature": Layer({"hessian", "lanczos"}, ARITHMETIC),
     "spectrum": Layer({"hessian", "lanczos"}, ARITHMETIC),
     # Lightning. `two_pass` and `callbacks` stand side by side.
     "optimizers": Layer({"timing"}, LIGHTNING),
-    "randomness": Layer(set(), ARITHMETIC | {"numpy"}),
     "replay": Layer({"randomness"}, LIGHTNING | {"numpy", "torchmetrics"}),
     "gradients": Layer(set(), LIGHTNING),
     "silence": Layer(set(), LIGHTNING),
     "options": Layer({"parts"}, ARITHMETIC),
     "processes": Layer(set(), LIGHTNING),
-    "store": Layer({"processes", "sharding"}, LIGHTNING),
+    "store": Layer({"processes"}, LIGHTNING),
     "refusals": Layer({"options", "parts", "processes", "rule"}, LIGHTNING),
     "two_pass": Layer(
         {"foreach", "gradients", "memory", "optimizers", "options", "processes"}
