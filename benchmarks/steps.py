@@ -30,7 +30,7 @@ from lightning_same import (
     checkpoint_fractions,
     with_sam,
 )
-from lightning_same.timing import Every
+from lightning_same.rules.timing import Every
 
 RULES: dict[str, Rule] = {
     "SAM": SAM(RHO),

@@ -1,37 +1,64 @@
 """Sharpness-Aware Minimization for PyTorch Lightning."""
 
-from lightning_same.callbacks import CheckpointFractionMonitor, GradientNormMonitor
-from lightning_same.checkpoints import CheckpointFractions, checkpoint_fractions
-from lightning_same.curvature import GradientCurvature, TopEigenvalue, gradient_curvature, top_eigenvalue
-from lightning_same.hessian import Hessian
-from lightning_same.memory import Memory
-from lightning_same.mixin import SAMMixin
-from lightning_same.mixing import with_sam
-from lightning_same.options import TwoPassOptions
-from lightning_same.rule import Rule
-from lightning_same.rules import (
+from lightning_same.callbacks.checkpoint_fractions import CheckpointFractionMonitor
+from lightning_same.callbacks.gradient_norms import GradientNormMonitor
+from lightning_same.callbacks.sharpness import SharpnessMonitor
+from lightning_same.curvature.eigenvalues import GradientCurvature, TopEigenvalue, gradient_curvature, top_eigenvalue
+from lightning_same.curvature.hessian import Hessian
+from lightning_same.curvature.spectrum import HessianTrace, SpectralDensity, hessian_trace, spectral_density
+from lightning_same.gradients.checkpoints import CheckpointFractions, checkpoint_fractions
+from lightning_same.rules.base import Rule
+from lightning_same.rules.combinations import (
+    Chain,
+    Combination,
+    Direction,
+    Elementwise,
+    Gains,
+    LookSAMReuse,
+    Magnitude,
+    Mix,
+    Perturbed,
+    Select,
+    SurrogateGap,
+)
+from lightning_same.rules.perturbations import (
+    Adaptive,
+    Friendly,
+    MomentumAscent,
+    Normalized,
+    Perturbation,
+    Unnormalized,
+    VarianceSuppressed,
+)
+from lightning_same.rules.progress import Progress
+from lightning_same.rules.sam import (
     AESAM,
     ASAM,
     GSAM,
     SAM,
-    SAME,
-    SANER,
     USAM,
     WSAM,
-    CheckpointGains,
-    CheckpointSelect,
-    CustomSAME,
     FriendlySAM,
     GradientNormPenalty,
     LookSAM,
     MomentumSAM,
-    SAMDirection,
-    SAMMagnitude,
     VaSSO,
 )
-from lightning_same.sharpness import SharpnessMonitor
-from lightning_same.spectrum import HessianTrace, SpectralDensity, hessian_trace, spectral_density
-from lightning_same.timing import Progress
+from lightning_same.rules.same import (
+    SAME,
+    SANER,
+    CheckpointGains,
+    CheckpointSelect,
+    CustomSAME,
+    SAMDirection,
+    SAMMagnitude,
+)
+from lightning_same.rules.schedules import Cosine, FollowLR, Linear, Ramp, Schedule
+from lightning_same.rules.state import Memory
+from lightning_same.rules.timing import Every, EveryStep, LargeGradient, LastFraction, RandomSteps, Timing
+from lightning_same.two_pass.mixin import SAMMixin
+from lightning_same.two_pass.options import TwoPassOptions
+from lightning_same.two_pass.with_sam import with_sam
 
 __version__ = "0.1.0"
 
@@ -44,30 +71,59 @@ __all__ = [
     "SANER",
     "USAM",
     "WSAM",
+    "Adaptive",
+    "Chain",
     "CheckpointFractionMonitor",
     "CheckpointFractions",
     "CheckpointGains",
     "CheckpointSelect",
+    "Combination",
+    "Cosine",
     "CustomSAME",
+    "Direction",
+    "Elementwise",
+    "Every",
+    "EveryStep",
+    "FollowLR",
+    "Friendly",
     "FriendlySAM",
+    "Gains",
     "GradientCurvature",
     "GradientNormMonitor",
     "GradientNormPenalty",
     "Hessian",
     "HessianTrace",
+    "LargeGradient",
+    "LastFraction",
+    "Linear",
     "LookSAM",
+    "LookSAMReuse",
+    "Magnitude",
     "Memory",
+    "Mix",
+    "MomentumAscent",
     "MomentumSAM",
+    "Normalized",
+    "Perturbation",
+    "Perturbed",
     "Progress",
+    "Ramp",
+    "RandomSteps",
     "Rule",
     "SAMDirection",
     "SAMMagnitude",
     "SAMMixin",
+    "Schedule",
+    "Select",
     "SharpnessMonitor",
     "SpectralDensity",
+    "SurrogateGap",
+    "Timing",
     "TopEigenvalue",
     "TwoPassOptions",
+    "Unnormalized",
     "VaSSO",
+    "VarianceSuppressed",
     "checkpoint_fractions",
     "gradient_curvature",
     "hessian_trace",

@@ -26,7 +26,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
             plot(rest)
         case ["sharpness", *rest]:
-            from lightning_same.sharpness_command import main as sharpness
+            from lightning_same.cli.sharpness import main as sharpness
 
             sharpness(rest)
         case ["study", *rest]:
@@ -34,7 +34,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
             study(rest)
         case _:
-            from lightning_same.cli import SAMCLI
+            from lightning_same.cli.fit import SAMCLI
 
             # Given a list, LightningCLI warns that the command line's is not read.
             SAMCLI(args=None if args is None else words, parser_kwargs={"prog": "lightning-same", "epilog": MORE})

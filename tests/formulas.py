@@ -170,7 +170,7 @@ class Msam(Method):
         return grad(w if self.momentum is None else minus(w, times(self.rho, unit(self.momentum))))
 
 
-class Tail(Sam):
+class LastFraction(Sam):
     passes = 1.3
 
     def step(self, w: Arrays, grad: Gradient, t: int) -> Arrays:

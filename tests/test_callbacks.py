@@ -12,8 +12,8 @@ from nets import Everything, Plain, RowLogger, TwoOptimizers, build, differences
 from ranks import Ranks
 
 from lightning_same import SAM, SAME, CheckpointFractionMonitor, checkpoint_fractions, with_sam
-from lightning_same.checkpoints import checkpoint_counts
-from lightning_same.timing import Every
+from lightning_same.gradients.checkpoints import checkpoint_counts
+from lightning_same.rules.timing import Every
 
 NAMES = [f"ckpt_fraction/{name}" for name in ("ckpt1", "ckpt2", "ckpt3", "ckpt4", "rest")]
 
@@ -63,7 +63,7 @@ def test_every_n_steps_throttles_the_computing(every: int | None, steps: int, mo
         calls.append(1)
         return checkpoint_counts(*args)
 
-    monkeypatch.setattr("lightning_same.callbacks.checkpoint_counts", counted)
+    monkeypatch.setattr("lightning_same.callbacks.checkpoint_fractions.checkpoint_counts", counted)
     rows = logged(with_sam(build(Plain), SAM(0.3)), CheckpointFractionMonitor(every_n_steps=every), log_every_n_steps=3)
     assert len(calls) == len(rows) == steps
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_same import checkpoint_fractions
-from lightning_same.checkpoints import split
-from lightning_same.foreach import PIECE, pieces
+from lightning_same.gradients.checkpoints import split
+from lightning_same.gradients.tensors import PIECE, pieces
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

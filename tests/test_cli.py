@@ -14,9 +14,9 @@ from nets import Plain
 
 from lightning_same import SAM, SAME, SANER, SAMMixin, TwoPassOptions
 from lightning_same.__main__ import main
-from lightning_same.cli import CHOICES, SAMCLI
-from lightning_same.perturbations import Adaptive
-from lightning_same.timing import Every
+from lightning_same.cli.fit import CHOICES, SAMCLI
+from lightning_same.rules.perturbations import Adaptive
+from lightning_same.rules.timing import Every
 
 BORING = "lightning.pytorch.demos.boring_classes.BoringModel"
 QUICK = [

@@ -26,11 +26,11 @@ from lightning_same import (
     GradientNormMonitor,
     LookSAM,
     Rule,
-    foreach,
-    replay,
     with_sam,
 )
-from lightning_same.memory import Memory
+from lightning_same.gradients import tensors
+from lightning_same.replay import snapshot
+from lightning_same.rules.state import Memory
 
 RULES = [SAM(), ASAM(), USAM(), SAME(1, 2.0), CustomSAME(3.0), CheckpointSelect((1, 4)), WSAM(), GSAM()]
 WAITS = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "bincount"}
@@ -87,8 +87,8 @@ def test_accelerators_take_the_same_step_by_other_operations(monkeypatch: pytest
     params = [torch.randn(5), torch.randn(3, 2), torch.randn(())]
     grads = [torch.randn_like(p) for p in params]
     moved = []
-    for devices in (foreach.ONE_CALL, frozenset()):
-        monkeypatch.setattr(foreach, "ONE_CALL", devices)
+    for devices in (tensors.ONE_CALL, frozenset()):
+        monkeypatch.setattr(tensors, "ONE_CALL", devices)
         moved.append([p.clone() for p in params])
         SAM().perturb_(moved[-1], grads, rho=[0.1, 0.0, 0.3])
     for one_call, three, before in zip(*moved, params, strict=True):
@@ -138,7 +138,7 @@ class Stateful(Plain):
 @pytest.fixture
 def like_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compared before it is put back, which only a CPU does for nothing."""
-    monkeypatch.setattr(replay, "_changed", lambda tensor, value: True)
+    monkeypatch.setattr(snapshot, "_changed", lambda tensor, value: True)
 
 
 def waits(rule: Rule | None, kind: Any, **options: Any) -> int:
@@ -187,7 +187,7 @@ def test_a_rule_needs_room_for_one_copy_of_the_weights(rule: Rule, copies: int) 
     """And for temporaries of a bounded size, scalars apart; the next step needs the same room, and no more."""
     params = [torch.randn(50_000, requires_grad=True) for _ in range(40)]
     size = sum(param.nbytes for param in params)
-    bounded = 4 * max(foreach.RUN, 6 * foreach.PIECE)
+    bounded = 4 * max(tensors.RUN, 6 * tensors.PIECE)
     grads, perturbed_grads = ([torch.randn_like(p) for p in params] for _ in range(2))
     memory = Memory(params)
 
@@ -211,7 +211,7 @@ def test_the_place_of_the_copy_follows_the_parameters() -> None:
     params = [torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)]
     memory = Memory(params)
     room = memory.scratch()
-    assert [each.data_ptr() for each in memory.of(params[:1]).scratch()] == [room[0].data_ptr()]
+    assert [each.data_ptr() for each in memory.view(params[:1]).scratch()] == [room[0].data_ptr()]
     params[0].data = torch.randn(5, dtype=torch.float64)
     assert memory.scratch()[0].shape == (5,)
     assert memory.scratch()[0].dtype == torch.float64

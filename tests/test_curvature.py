@@ -21,11 +21,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import roi_align
 
-from lightning_same.curvature import gradient_curvature, top_eigenvalue
-from lightning_same.foreach import PIECE
-from lightning_same.hessian import Hessian
-from lightning_same.lanczos import Lanczos, dots
-from lightning_same.spectrum import _student, hessian_trace, spectral_density
+from lightning_same.curvature.eigenvalues import gradient_curvature, top_eigenvalue
+from lightning_same.curvature.hessian import Hessian
+from lightning_same.curvature.lanczos import Lanczos, dots
+from lightning_same.curvature.spectrum import _student, hessian_trace, spectral_density
+from lightning_same.gradients.tensors import PIECE
 
 MEASURES = [top_eigenvalue, hessian_trace, spectral_density, gradient_curvature]
 Loss = Callable[..., Tensor]

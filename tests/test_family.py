@@ -14,6 +14,7 @@ from formulas import (
     CosineRho,
     Friendly,
     Gsam,
+    LastFraction,
     LinearRho,
     Look,
     Method,
@@ -23,7 +24,6 @@ from formulas import (
     SanerOnFriendly,
     SanerOnGsam,
     SanerOnVasso,
-    Tail,
     Usam,
     Vasso,
     Wsam,
@@ -52,11 +52,12 @@ from lightning_same import (
     VaSSO,
     with_sam,
 )
-from lightning_same.combinations import Chain, Decomposed, Gains
-from lightning_same.perturbations import Friendly as FriendlyDirection
-from lightning_same.perturbations import VarianceSuppressed
-from lightning_same.timing import Chance, Cosine, Every, FollowLR, Linear
-from lightning_same.timing import Tail as TailTiming
+from lightning_same.rules.combinations import Chain, Gains, SurrogateGap
+from lightning_same.rules.perturbations import Friendly as FriendlyDirection
+from lightning_same.rules.perturbations import VarianceSuppressed
+from lightning_same.rules.schedules import Cosine, FollowLR, Linear
+from lightning_same.rules.timing import Every, RandomSteps
+from lightning_same.rules.timing import LastFraction as TailTiming
 
 CASES: dict[str, tuple[Rule, type[Method]]] = {
     "SAM": (SAM(0.3), Sam),
@@ -69,10 +70,10 @@ CASES: dict[str, tuple[Rule, type[Method]]] = {
     "LookSAM": (LookSAM(0.3, k=4, alpha=0.7), Look),
     "AESAM": (AESAM(0.3), AeSam),
     "MomentumSAM": (MomentumSAM(0.3), Msam),
-    "tail": (SAM(0.3, timing=TailTiming(0.3)), Tail),
+    "tail": (SAM(0.3, timing=TailTiming(0.3)), LastFraction),
     "cosine rho": (SAM(Cosine(0.3, 0.1)), CosineRho),
     "linear rho": (SAM(Linear(0.3, 0.1)), LinearRho),
-    "SANER on GSAM": (Rule(0.3, combination=Chain([Decomposed(0.4), Gains(ckpt2=0.5)])), SanerOnGsam),
+    "SANER on GSAM": (Rule(0.3, combination=Chain([SurrogateGap(0.4), Gains(ckpt2=0.5)])), SanerOnGsam),
     "SANER on FriendlySAM": (SANER(0.5, rho=0.3, perturbation=FriendlyDirection(0.8, 0.7)), SanerOnFriendly),
     "SANER on VaSSO": (SANER(0.5, rho=0.3, perturbation=VarianceSuppressed(0.4)), SanerOnVasso),
 }
@@ -136,7 +137,7 @@ def test_a_plain_loop_equals_the_formula(name: str) -> None:
                 perturbed = torch.autograd.grad(module.training_step(batch, 0), params)
             grads = rule.combine(grads, perturbed, at, memory)
         else:
-            rule.between_(grads, memory)
+            rule.plain_step_(grads, memory)
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad
         optimizer.step()
@@ -161,7 +162,7 @@ def weights_of(rule: Rule | None) -> list[Tensor]:
         FriendlySAM(0.3, sigma=0),
         VaSSO(0.3, theta=1),
         SAM(0.3, timing=Every(1)),
-        SAM(0.3, timing=Chance(1)),
+        SAM(0.3, timing=RandomSteps(1)),
         SAM(0.3, timing=TailTiming(1)),
         SAM(Linear(0.3, 0.3)),
         SAM(FollowLR(0.3)),
@@ -184,7 +185,7 @@ def test_special_cases_are_sam(rule: Rule) -> None:
         FriendlySAM(0.0),
         VaSSO(0.0),
         MomentumSAM(0.0),
-        SAM(0.3, timing=Chance(0)),
+        SAM(0.3, timing=RandomSteps(0)),
         SAM(0.3, timing=TailTiming(0)),
         SAM(Cosine(0.0)),
         AESAM(0.3, start=1e9, end=1e9),
@@ -199,9 +200,9 @@ def test_special_cases_are_plain_training(rule: Rule) -> None:
 def test_chance_is_fair_and_depends_on_seed_and_step_alone() -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    draws = [Chance(0.3).active(Progress(step)) for step in range(5000)]
-    assert draws == [Chance(0.3).active(Progress(step)) for step in range(5000)]
-    assert draws != [Chance(0.3, seed=1).active(Progress(step)) for step in range(5000)]
+    draws = [RandomSteps(0.3).active(Progress(step)) for step in range(5000)]
+    assert draws == [RandomSteps(0.3).active(Progress(step)) for step in range(5000)]
+    assert draws != [RandomSteps(0.3, seed=1).active(Progress(step)) for step in range(5000)]
     assert sum(draws) == pytest.approx(1500, abs=130)  # four standard deviations
     assert torch.equal(state, torch.get_rng_state())
 
@@ -380,10 +381,10 @@ def test_an_overflow_that_the_scaler_skips_is_not_remembered(rule: Rule) -> None
 def test_a_memory_keeps_what_it_had_where_a_value_is_not_finite() -> None:
     params = [torch.zeros(2), torch.zeros(3)]
     memory = Memory(params)
-    memory.remember("m", [torch.full((2,), math.inf), torch.ones(3)])
-    assert all(torch.equal(m, torch.zeros_like(m)) for m in memory.recall("m") if m is not None)
-    memory.remember("m", [torch.ones(2), torch.ones(3)])
-    memory.remember("m", [torch.ones(2), torch.full((3,), math.nan)])
-    assert all(torch.equal(m, torch.ones_like(m)) for m in memory.recall("m") if m is not None)
-    assert memory.of(params[1:]).recall("m")[0] is memory.recall("m")[1]
-    assert memory.of([torch.zeros(2)]).recall("m") == [None]
+    memory.set("m", [torch.full((2,), math.inf), torch.ones(3)])
+    assert all(torch.equal(m, torch.zeros_like(m)) for m in memory.get("m") if m is not None)
+    memory.set("m", [torch.ones(2), torch.ones(3)])
+    memory.set("m", [torch.ones(2), torch.full((3,), math.nan)])
+    assert all(torch.equal(m, torch.ones_like(m)) for m in memory.get("m") if m is not None)
+    assert memory.view(params[1:]).get("m")[0] is memory.get("m")[1]
+    assert memory.view([torch.zeros(2)]).get("m") == [None]

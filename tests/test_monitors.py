@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from lightning_same import SAM, SAME, CheckpointFractionMonitor, GradientNormMonitor, LookSAM, SAMMixin, with_sam
-from lightning_same.monitor import GradientMonitor
+from lightning_same.callbacks.gradient_monitor import GradientMonitor
 
 GROUPS = ("ckpt1", "ckpt2", "ckpt3", "ckpt4")
 NORMS = [f"grad_norm/{name}" for name in ("base", "perturbed", *GROUPS)] + ["grad_cosine"]

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_same.checkpoints import checkpoint_counts, ratio_counts
-from lightning_same.foreach import PIECE
-from lightning_same.norms import GradientNorms, gradient_norms
+from lightning_same.gradients.checkpoints import checkpoint_counts, ratio_counts
+from lightning_same.gradients.norms import GradientNorms, gradient_norms
+from lightning_same.gradients.tensors import PIECE
 
 # Many ties: zeros, equal sizes, and ratios that lie on an edge exactly.
 VALUES = st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 4.0, 8.0, -16.0, 20.0, 1.3, -1.1, 3e-9, -5e8])
@@ -69,7 +69,7 @@ def test_tensors_of_any_size_layout_and_precision(dtype: torch.dtype) -> None:
 
 def test_counts_are_exact_however_many_elements(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor that is not contiguous is one piece, whatever its size."""
-    monkeypatch.setattr("lightning_same.checkpoints.EXACT", 7)
+    monkeypatch.setattr("lightning_same.gradients.checkpoints.EXACT", 7)
     g, s = torch.randn(2, 30, 40, generator=torch.Generator().manual_seed(0)).transpose(1, 2)
     expected = [int(mask.sum()) for mask in numpy_masks(g.numpy(), s.numpy())]
     assert checkpoint_counts([g], [s]).tolist() == expected

@@ -33,11 +33,11 @@ from lightning_same import (
     TwoPassOptions,
     VaSSO,
     checkpoint_fractions,
-    processes,
     with_sam,
 )
-from lightning_same.gradients import TwoGradients
-from lightning_same.timing import Chance
+from lightning_same.gradients.pair import TwoGradients
+from lightning_same.rules.timing import RandomSteps
+from lightning_same.trainer import distributed as trainer_distributed
 
 RULES = [SAM(0.3), ASAM(0.5), USAM(0.3), SAME((1, 4), 2.0, 0.3), CheckpointSelect((1, 4), 0.3), GSAM(0.2, 0.3)]
 
@@ -299,7 +299,7 @@ def wire(rule: Rule, micro_batches: int, options: dict[str, Any]) -> tuple[float
     strategy = DDPStrategy(process_group_backend="gloo")
     with pytest.MonkeyPatch.context() as patch:
         ours = SimpleNamespace(all_reduce=counted_all_reduce, get_world_size=distributed.get_world_size)
-        patch.setattr(processes, "distributed", ours)
+        patch.setattr(trainer_distributed, "distributed", ours)
         fit(module, max_steps=1, accumulate_grad_batches=micro_batches, devices=2, strategy=strategy)
     return reduced / sum(param.nbytes for param in module.parameters()), events
 
@@ -318,7 +318,7 @@ def wire(rule: Rule, micro_batches: int, options: dict[str, Any]) -> tuple[float
         (SAM(0.3), 3, {"ascent": "local", "accumulate": "micro_batch"}, 1),
         (SAME(1, 2.0, 0.3), 3, {"ascent": "local", "accumulate": "micro_batch"}, 2),
         (SAM(0.3), 3, {"accumulate": "micro_batch"}, 4),
-        (SAM(0.3, timing=Chance(0.0)), 1, {"ascent": "local"}, 1),
+        (SAM(0.3, timing=RandomSteps(0.0)), 1, {"ascent": "local"}, 1),
     ],
     ids=repr,
 )

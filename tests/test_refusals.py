@@ -10,7 +10,7 @@ from nets import Plain, TwoOptimizers, build, fit, trainer
 from torch import Tensor, nn
 
 from lightning_same import SAM, SAMMixin, with_sam
-from lightning_same.refusals import refuse
+from lightning_same.two_pass.checks import check_module
 
 
 class Net(SAMMixin, Plain):
@@ -133,7 +133,7 @@ def test_strategies_that_cannot_work_are_refused(strategy: Any, message: str) ->
     made = trainer()
     made.strategy.__class__ = type(strategy.__name__, (strategy,), {})
     with pytest.raises(RuntimeError, match=message):
-        refuse(build(Net), made, SAMMixin)
+        check_module(build(Net), made, SAMMixin)
 
 
 @pytest.mark.parametrize(

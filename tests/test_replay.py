@@ -15,8 +15,9 @@ import torchmetrics
 from nets import differences
 from torch import nn
 
-from lightning_same.randomness import NUMPY, PYTHON, Python, Twister
-from lightning_same.replay import LONG, Snapshot, copy_of
+from lightning_same.replay.batch import copy_of
+from lightning_same.replay.random_state import NUMPY, PYTHON, Python, Twister
+from lightning_same.replay.snapshot import LONG, Snapshot
 
 
 class Stateful(pl.LightningModule):

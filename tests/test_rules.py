@@ -23,8 +23,10 @@ from lightning_same import (
     SAMDirection,
     SAMMagnitude,
 )
-from lightning_same.perturbations import Adaptive
-from lightning_same.timing import Every, Progress, Ramp
+from lightning_same.rules.perturbations import Adaptive
+from lightning_same.rules.progress import Progress
+from lightning_same.rules.schedules import Ramp
+from lightning_same.rules.timing import Every
 
 # --- the oracle: numpy only ---
 

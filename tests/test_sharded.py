@@ -16,9 +16,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from lightning_same import SAM, SAME, LookSAM, Rule, VaSSO, checkpoint_fractions, with_sam
-from lightning_same.gradients import TwoGradients
-from lightning_same.store import settle
-from lightning_same.timing import Chance
+from lightning_same.gradients.grads import settle
+from lightning_same.gradients.pair import TwoGradients
+from lightning_same.rules.timing import RandomSteps
 
 
 class Sharded(Plain):
@@ -171,7 +171,7 @@ class BadRow(Sharded):
 
 
 def train_through_inf() -> Any:
-    module = with_sam(build(BadRow), SAM(0.3, timing=Chance(0.0)), nonfinite="skip")
+    module = with_sam(build(BadRow), SAM(0.3, timing=RandomSteps(0.0)), nonfinite="skip")
     made = fit(module, **strategy())
     return made.callback_metrics["sam/skipped_steps"].item(), whole(module)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_same import ASAM, SAM, SAME, FriendlySAM, MomentumSAM, SharpnessMonitor, with_sam
-from lightning_same.timing import Linear
+from lightning_same.rules.schedules import Linear
 
 KEYS = [
     f"sharpness/{name}"

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningDataModule
 from nets import Plain, build, fit, loader
 from torch import Tensor, nn
 
-from lightning_same.cli import SAMCLI
-from lightning_same.sharpness_command import main
+from lightning_same.cli.fit import SAMCLI
+from lightning_same.cli.sharpness import main
 
 QUICK = [
     "--trainer.accelerator=cpu",

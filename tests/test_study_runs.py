@@ -21,7 +21,7 @@ import yaml  # type: ignore[import-untyped]
 from filelock import FileLock
 from study_faults import begin, with_fault, write_study
 
-from lightning_same.cli import SAMCLI
+from lightning_same.cli.fit import SAMCLI
 from lightning_same.experiments.study import main
 from lightning_same.experiments.study.plan import Study
 from lightning_same.experiments.study.run import finished, perform

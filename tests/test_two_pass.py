@@ -29,8 +29,9 @@ from lightning_same import (
     SAMMixin,
     with_sam,
 )
-from lightning_same.gradients import TwoGradients
-from lightning_same.timing import Every, Progress
+from lightning_same.gradients.pair import TwoGradients
+from lightning_same.rules.progress import Progress
+from lightning_same.rules.timing import Every
 
 FORCED = SAME(1, condition=3.0, rho=0.0)
 RULES = [SAM(0.3), ASAM(0.5), SAME((1, 4), 2.0, 0.3), CustomSAME(2.0, 0.3), CheckpointSelect((1, 4), 0.3)]

@@ -116,7 +116,7 @@ def instance_noise(features: Tensor, labels: Tensor, rate: float, num_classes: i
         ValueError: if an argument is out of range; names the argument, what was expected and what was got.
 
     References:
-        Xia et al., Part-dependent Label Noise: Towards Instance-dependent Label Noise, NeurIPS 2020, algorithm 2.
+        Xia et al., Settings-dependent Label Noise: Towards Instance-dependent Label Noise, NeurIPS 2020, algorithm 2.
     """
     _check(labels, rate, num_classes)
     if features.ndim != 2 or len(features) != len(labels) or not features.is_floating_point():

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import yaml  # type: ignore[import-untyped]
 
-from lightning_same.cli import SAMCLI
+from lightning_same.cli.fit import SAMCLI
 from lightning_same.experiments.study.plan import Run, Study, StudyError
 from lightning_same.experiments.study.run import fit_config
 

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from lightning_same.cli import SAMCLI
+from lightning_same.cli.fit import SAMCLI
 from lightning_same.experiments.study.plan import MARKER, Config, Run, StudyError, set_option
 from lightning_same.experiments.study.writing import write_atomically
 

@@ -1,0 +1,92 @@
+"""How the gradient's elements are spread over the four checkpoints."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_same.callbacks.gradient_monitor import GradientMonitor, keyed, tallied
+from lightning_same.callbacks.probe import LossFn, NoisyMask
+from lightning_same.gradients.checkpoints import (
+    CKPTS,
+    RATIO_EDGES,
+    checkpoint_counts,
+    fractions_of,
+    ratio_counts,
+    shares,
+)
+from lightning_same.gradients.pair import TwoGradients
+
+BINS = [f"{low:g}-{high:g}" for low, high in pairwise(RATIO_EDGES)]
+
+
+class CheckpointFractionMonitor(GradientMonitor):
+    """Logs which share of the gradient's elements lies in each of the four checkpoints.
+
+    On a module that trains by a two-pass rule it reads the two gradients of the step: no pass of its own, and nothing
+    waits for the accelerator; steps without a second pass log nothing. On any other module they are taken from the
+    current batch, by two passes that leave no trace: training is bit for bit what it is without the callback. Monitors
+    that measure the same step share these passes. Under DDP the gradients are averaged over the processes first, so
+    every rank holds the same value.
+
+    Logged, each between 0 and 1, together 1:
+        ``ckpt_fraction/ckpt1`` to ``ckpt_fraction/ckpt4``, ``ckpt_fraction/rest``. The rest can be large: an inactive
+        ReLU has g = s = 0.
+
+    Args:
+        every_n_steps: measure, and log, at every n-th step, the first included. Default: the Trainer's
+            ``log_every_n_steps``.
+        every_n_epochs: measure the first step of every n-th epoch instead, the first epoch included.
+        per_layer: log the shares within each parameter tensor too: ``ckpt_fraction_layer/NAME/ckpt1`` and so on, by the
+            names of ``named_parameters()``. Weighted by the tensors' numbers of elements they sum up to the totals.
+        histogram: log how far g and s differ within each checkpoint too: ``ckpt_histogram/ckpt1/1.2-1.5`` is the share
+            of all elements that are in checkpoint 1 with 1.2 < r <= 1.5; the seven bins of a checkpoint sum up to its
+            fraction. In checkpoints 2 and 4 the bins are of 1/abs(r). The edges are 1, 1.2, 1.5, 2, 4, 8, 16 and inf.
+        noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs
+            ``ckpt_fraction_clean/...`` and ``ckpt_fraction_noisy/...``, the split of the gradients of either kind of
+            sample alone, both at the w + e of the whole batch; see `lightning_same.probe.probe`. Costs four passes,
+            which see as many samples as two of the batch, and on a module that trains by a rule two more, to find e.
+        prog_bar: show the four shares in the progress bar too, as ``ckpt1`` to ``ckpt4``.
+        rho: radius of the perturbation where the gradients are not those of the step.
+        loss_fn: gives the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
+            optimization needs one.
+
+    Raises:
+        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, or ``rho``
+            is not a number > 0.
+    """
+
+    shown: ClassVar = {f"ckpt_fraction/ckpt{k}": f"ckpt{k}" for k in CKPTS}
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        per_layer: bool = False,
+        histogram: bool = False,
+        noisy_mask: NoisyMask | None = None,
+        prog_bar: bool = False,
+        rho: float = 0.05,
+        loss_fn: LossFn | None = None,
+    ) -> None:
+        super().__init__(every_n_steps, every_n_epochs, per_layer, noisy_mask, prog_bar, rho, loss_fn)
+        self.histogram = histogram
+
+    @override
+    def measured(self, gradients: TwoGradients, names: Sequence[str | None], of: str = "") -> dict[str, Tensor]:
+        """The shares, by their keys."""
+        sizes = [grad.numel() for grad in gradients.grads]
+        counts, layers = tallied(checkpoint_counts, gradients, names)
+        found = keyed(f"ckpt_fraction{of}", fractions_of(counts, sum(sizes))._asdict())
+        for name, layer, size in zip(names, layers, sizes, strict=False):
+            if name is None:
+                continue
+            found |= keyed(f"ckpt_fraction{of}_layer/{name}", fractions_of(layer, max(1, size))._asdict())
+        if self.histogram:
+            bins, _ = tallied(ratio_counts, gradients)
+            for k, row in zip(CKPTS, shares(bins, sum(sizes)), strict=True):
+                found |= keyed(f"ckpt_histogram{of}/ckpt{k}", dict(zip(BINS, row, strict=True)))
+        return found

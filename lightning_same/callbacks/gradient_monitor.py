@@ -1,0 +1,204 @@
+"""When to measure the two gradients, where they come from, and how what is measured is logged."""
+
+import abc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_same.callbacks.probe import LossFn, NoisyMask, check_probe, probe
+from lightning_same.gradients.pair import TwoGradients
+from lightning_same.rules.base import Rule
+from lightning_same.rules.settings import check_int, check_number
+
+
+class GradientMonitor(Callback, abc.ABC):
+    """Measures the two gradients of a step and logs what it finds.
+
+    On a module that trains by a two-pass rule it reads the gradients of the step: no pass of its own, and nothing waits
+    for the accelerator until the values are logged. On any other module they are taken from the current batch by two
+    passes that leave no trace: training is bit for bit what it is without the callback. Monitors that measure the same
+    step share these passes.
+
+    Args:
+        every_n_steps: measure, and log, at every n-th step, the first included. Default: the Trainer's
+            ``log_every_n_steps``.
+        every_n_epochs: measure the first step of every n-th epoch instead, the first epoch included.
+        per_layer: log the values of each parameter tensor too, under its name.
+        noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs the values of the clean
+            and of the noisy samples beside those of the batch.
+        prog_bar: show the main values in the progress bar too.
+        rho: radius of the perturbation where the gradients are not those of the step.
+        loss_fn: gives the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
+            optimization needs one.
+
+    Raises:
+        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, or ``rho``
+            is not a number > 0.
+    """
+
+    shown: ClassVar[Mapping[str, str]] = {}
+    """What the progress bar shows: log keys, and their names there."""
+
+    def __init__(
+        self,
+        every_n_steps: int | None,
+        every_n_epochs: int | None,
+        per_layer: bool,
+        noisy_mask: NoisyMask | None,
+        prog_bar: bool,
+        rho: float,
+        loss_fn: LossFn | None,
+    ) -> None:
+        name = type(self).__name__
+        for option, every in {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs}.items():
+            if every is not None:
+                check_int(self, option, every, at_least=1)
+        if every_n_steps is not None and every_n_epochs is not None:
+            raise ValueError(
+                f"{name}: `every_n_epochs` measures the first step of an epoch, so that `every_n_steps` has no meaning"
+                f" beside it; got {every_n_epochs} and {every_n_steps}. Give one of them."
+            )
+        if noisy_mask is not None and not callable(noisy_mask):
+            raise ValueError(f"{name}: `noisy_mask` must be a function of the batch, got {noisy_mask!r}.")
+        self.every_n_steps = every_n_steps
+        self.every_n_epochs = every_n_epochs
+        self.per_layer = per_layer
+        self.noisy_mask = noisy_mask
+        self.prog_bar = prog_bar
+        self.rho = check_number(self, "rho", rho, above=0)
+        self.loss_fn = loss_fn
+        self._values: dict[str, Tensor] = {}
+
+    @abc.abstractmethod
+    def measured(self, gradients: TwoGradients, names: Sequence[str | None], of: str = "") -> dict[str, Tensor]:
+        """The values to log, by their keys: scalar tensors, on which nothing has waited.
+
+        Args:
+            gradients: g and s.
+            names: of the parameters, to log the values of each; None for a tensor that the module does not know.
+                Empty if they are not asked for.
+            of: to be added to each key's group, for the gradients of a part of the batch.
+        """
+
+    def wants_two_pass_gradients(self, trainer: pl.Trainer) -> bool:
+        """Whether this step is measured."""
+        loop = trainer.fit_loop.epoch_loop
+        if self.every_n_epochs is not None:
+            first = loop.batch_idx < trainer.accumulate_grad_batches
+            return first and trainer.current_epoch % self.every_n_epochs == 0
+        every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        # As Lightning counts for its own logging: one for each batch that steps, however many optimizers step in it.
+        return every > 0 and loop._batches_that_stepped % every == 0
+
+    def on_two_pass_gradients(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, gradients: TwoGradients
+    ) -> None:
+        """Called by a two-pass step when both gradients are known.
+
+        Where a batch takes several such steps, the last one is logged.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module.
+            gradients: g and s.
+        """
+        self._measure(pl_module, gradients)
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._values.clear()
+        if self.noisy_mask is not None or not trains_by_a_rule(pl_module):
+            check_probe(pl_module, trainer, self.loss_fn, type(self).__name__, parts=self.noisy_mask is not None)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        by_a_rule = trains_by_a_rule(pl_module)
+        if batch_idx % trainer.accumulate_grad_batches or (by_a_rule and self.noisy_mask is None):
+            return
+        # The first of those that want the same gradients takes them for all.
+        sharing = [each for each in self._alike(trainer) if each.noisy_mask is not None or not by_a_rule]
+        if not sharing or sharing[0] is not self:
+            return
+        masks = tuple(dict.fromkeys(each.noisy_mask for each in sharing if each.noisy_mask is not None))
+        found = probe(trainer, pl_module, batch, batch_idx, self.rho, self.loss_fn, masks)
+        if found is None:
+            return
+        for each in sharing:
+            if not by_a_rule:
+                each.on_two_pass_gradients(trainer, pl_module, found.whole)
+            parts = found.parts.get(each.noisy_mask, {}) if each.noisy_mask is not None else {}
+            for part, gradients in parts.items():
+                each._measure(pl_module, gradients, f"_{part}")
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if not self._values or loop._should_accumulate():
+            return
+        values, self._values = self._values, {}
+        # Not by `self.log`, which would write the same values again at every step until the epoch ends.
+        trainer.callback_metrics.update(values)
+        if trainer.is_global_zero and (trainer.loggers or self.prog_bar):
+            row = _floats(values)
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=loop._batches_that_stepped)
+            if self.prog_bar:
+                trainer.progress_bar_metrics.update({self.shown[key]: row[key] for key in self.shown if key in row})
+
+    def _measure(self, module: pl.LightningModule, gradients: TwoGradients, of: str = "") -> None:
+        names: list[str | None] = []
+        if self.per_layer:
+            known = names_of(module)
+            names = [known.get(param) for param in gradients.params]
+        self._values.update(self.measured(gradients, names, of))
+
+    def _alike(self, trainer: pl.Trainer) -> Iterator["GradientMonitor"]:
+        """The Trainer's monitors that measure this step on the same loss with the same radius."""
+        for each in trainer.callbacks:  # type: ignore[attr-defined]
+            same = isinstance(each, GradientMonitor) and (each.rho, each.loss_fn) == (self.rho, self.loss_fn)
+            if same and each.wants_two_pass_gradients(trainer):
+                yield each
+
+
+def trains_by_a_rule(module: pl.LightningModule) -> bool:
+    """Whether its steps are those of a two-pass rule now."""
+    return isinstance(getattr(module, "sam", None), Rule)
+
+
+def names_of(module: pl.LightningModule) -> dict[Tensor, str]:
+    """The names of its parameters."""
+    return {param: name for name, param in module.named_parameters()}
+
+
+def _floats(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """The values on the host, after one wait for the device and not one for each."""
+    device = next(iter(values.values())).device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return dict(zip(values, torch.stack([value.to(device, dtype) for value in values.values()]).tolist(), strict=True))
+
+
+def tallied(
+    tally: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor],
+    gradients: TwoGradients,
+    names: Sequence[str | None] = (),
+) -> tuple[Tensor, list[Tensor]]:
+    """What ``tally`` counts or sums up over all tensors and, where there are names, over each; one sweep for both."""
+    _, grads, perturbed_grads, _ = gradients
+    if not names:
+        return tally(grads, perturbed_grads), []
+    layers = [tally([g], [s]).to(grads[0].device) for g, s in zip(grads, perturbed_grads, strict=True)]
+    return torch.stack(layers).sum(dim=0), layers
+
+
+def keyed(group: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values under ``group/name``."""
+    return {f"{group}/{name}": value for name, value in values.items()}

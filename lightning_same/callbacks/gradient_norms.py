@@ -1,0 +1,109 @@
+"""How long the gradients are and how far apart they point."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_same.callbacks.gradient_monitor import GradientMonitor, keyed, names_of, tallied
+from lightning_same.callbacks.probe import LossFn, NoisyMask
+from lightning_same.gradients.norms import norms_of, sums_of_squares
+from lightning_same.gradients.pair import TwoGradients
+from lightning_same.gradients.tensors import global_norm
+from lightning_same.trainer.optimizers import trained
+
+
+class GradientNormMonitor(GradientMonitor):
+    r"""Logs how long the gradients are and how far apart they point.
+
+    On a module that trains by a two-pass rule it reads the two gradients of the step: no pass of its own, and nothing
+    waits for the accelerator until the values are logged. On any other module they are taken from the current batch, by
+    two passes that leave no trace: training is bit for bit what it is without the callback. Monitors that measure the
+    same step share these passes. Under DDP the gradients are averaged over the processes first, so every rank holds the
+    same value. All norms are L2 over all elements, in at least float32, of gradients that no loss scaler scales.
+
+    Logged:
+        - ``grad_norm/base``, ``grad_norm/perturbed``: of g, the gradient at w, and of s, the one at w + e.
+        - ``grad_norm/ckpt1`` to ``grad_norm/ckpt4``: of s over the elements of each checkpoint.
+        - ``grad_cosine``: of the angle between g and s; 0 where one of them is zero.
+        - ``grad_norm/step``: of d, what ``.grad`` holds when the optimizer steps: before clipping and weight decay.
+          Where gradients accumulate it is that of the whole window, while on a module that trains by no rule g and s
+          are those of the window's first batch.
+        - ``weight_norm``: of w, over the parameters that the optimizer steps, before it does.
+
+    The last two are logged on steps without a second pass too. In manual optimization they are of the batch's last
+    step; one that does not go through ``self.optimizers()`` is not seen.
+
+    Args:
+        every_n_steps: measure, and log, at every n-th step, the first included. Default: the Trainer's
+            ``log_every_n_steps``.
+        every_n_epochs: measure the first step of every n-th epoch instead, the first epoch included.
+        per_layer: log the values of each parameter tensor too: ``grad_norm_layer/NAME/base`` and so on,
+            ``grad_cosine_layer/NAME`` and ``weight_norm_layer/NAME``, by the names of ``named_parameters()``. The
+            squares of the norms sum up to those of the totals.
+        noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs ``grad_norm_clean/...``,
+            ``grad_norm_noisy/...``, ``grad_cosine_clean`` and ``grad_cosine_noisy``, of the mean gradients of either
+            kind of sample alone, both at the w + e of the whole batch; see `lightning_same.probe.probe`. Costs four
+            passes, which see as many samples as two of the batch, and on a module that trains by a rule two more, to
+            find e.
+        prog_bar: show the norms of g, s and d in the progress bar too, as ``|g|``, ``|s|`` and ``|d|``.
+        rho: radius of the perturbation where the gradients are not those of the step.
+        loss_fn: gives the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
+            optimization needs one.
+
+    Raises:
+        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, or ``rho``
+            is not a number > 0.
+    """
+
+    shown: ClassVar = {"grad_norm/base": "|g|", "grad_norm/perturbed": "|s|", "grad_norm/step": "|d|"}
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        per_layer: bool = False,
+        noisy_mask: NoisyMask | None = None,
+        prog_bar: bool = False,
+        rho: float = 0.05,
+        loss_fn: LossFn | None = None,
+    ) -> None:
+        super().__init__(every_n_steps, every_n_epochs, per_layer, noisy_mask, prog_bar, rho, loss_fn)
+
+    @override
+    def measured(self, gradients: TwoGradients, names: Sequence[str | None], of: str = "") -> dict[str, Tensor]:
+        """The norms and cosines, by their keys."""
+        sums, layers = tallied(sums_of_squares, gradients, names)
+        found: dict[str, Tensor] = {}
+        places = [of, *(None if name is None else f"{of}_layer/{name}" for name in names)]
+        for place, each in zip(places, [sums, *layers], strict=True):
+            if place is None:
+                continue
+            norms = norms_of(each, gradients.scale)._asdict()
+            found[f"grad_cosine{place}"] = norms.pop("cosine")
+            found |= keyed(f"grad_norm{place}", norms)
+        return found
+
+    @override
+    @torch.no_grad()
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if not self.wants_two_pass_gradients(trainer):
+            return
+        params = trained(optimizer)
+        steps = {param: param.grad for param in params if param.grad is not None}
+        self._values["grad_norm/step"] = global_norm(list(steps.values()))
+        self._values["weight_norm"] = global_norm(params)
+        if self.per_layer:
+            known = names_of(pl_module)
+            named = {param: known[param] for param in params if param in known}
+            for param, name in named.items():
+                if param in steps:
+                    self._values[f"grad_norm_layer/{name}/step"] = global_norm([steps[param]])
+                self._values[f"weight_norm_layer/{name}"] = global_norm([param])

@@ -1,0 +1,307 @@
+"""The two gradients of a model that trains as usual, taken beside its training and without a trace in it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+
+from lightning_same.gradients.grads import put
+from lightning_same.gradients.pair import TwoGradients
+from lightning_same.gradients.sharding import any_sharded
+from lightning_same.replay.batch import copy_of
+from lightning_same.replay.muting import muted, muted_loggers
+from lightning_same.replay.snapshot import Snapshot
+from lightning_same.rules.sam import SAM
+from lightning_same.trainer.distributed import ddp_model
+from lightning_same.trainer.optimizers import trained
+from lightning_same.trainer.precision import loss_scale
+from lightning_same.trainer.training_step import check_loss, training_loss
+
+LossFn = Callable[[pl.LightningModule, Any], Tensor]
+NoisyMask = Callable[[Any], Tensor]
+
+
+class Samples(NamedTuple):
+    """Some samples of a batch on this process.
+
+    Attributes:
+        batch: a batch of them alone; any batch where there are none.
+        weight: their share of all samples of their kind on all processes.
+    """
+
+    batch: Any
+    weight: float
+
+
+class Probed(NamedTuple):
+    """What `probe` finds.
+
+    Attributes:
+        whole: the two gradients of the batch.
+        parts: for each mask, those of its ``"clean"`` and of its ``"noisy"`` samples, where there are any.
+    """
+
+    whole: TwoGradients
+    parts: dict[NoisyMask, dict[str, TwoGradients]]
+
+
+def check_probe(
+    module: pl.LightningModule,
+    trainer: pl.Trainer,
+    loss_fn: LossFn | None,
+    owner: str,
+    parts: bool = False,
+    curvature: bool = False,
+) -> None:
+    """Check that a module can be probed.
+
+    Args:
+        module: the module.
+        trainer: its Trainer.
+        loss_fn: the loss, if it is not the training step's.
+        owner: who wants to probe.
+        parts: whether batches are to be cut into parts.
+        curvature: whether second derivatives are to be taken.
+
+    Raises:
+        RuntimeError: names ``owner``, the cause and the way out.
+    """
+    name = type(module).__name__
+    sharding = isinstance(trainer.strategy, ModelParallelStrategy)
+    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy) or (sharding and curvature):
+        what = "whose second derivatives cannot be taken" if sharding else "which cannot be probed"
+        raise RuntimeError(
+            f"{owner}: {type(trainer.strategy).__name__} shards the parameters, {what}. Use"
+            f' {"" if sharding or curvature else "ModelParallelStrategy or "}strategy="ddp", or leave the callback out.'
+        )
+    if sharding and parts:
+        raise RuntimeError(
+            f"{owner}: ModelParallelStrategy gives all processes the same weight, and not every process has as many"
+            ' clean and noisy samples in every batch. Use strategy="ddp", or leave `noisy_mask` out.'
+        )
+    if loss_fn is None and not module.automatic_optimization:
+        raise RuntimeError(
+            f"{owner}: {name} is in manual optimization, where training_step steps by itself and cannot be asked for a"
+            " loss. Give the callback a `loss_fn(module, batch)` that returns it."
+        )
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise RuntimeError(
+            f"{owner}: {name}.training_step takes `dataloader_iter`, and an iterator cannot be replayed. Let it take"
+            " `batch`."
+        )
+    if parts and any(isinstance(each, nn.SyncBatchNorm) for each in module.modules()):
+        raise RuntimeError(
+            f"{owner}: {name} has SyncBatchNorm layers, which mix the samples of all processes, while not every process"
+            " has clean and noisy ones in every batch. Train with `sync_batchnorm=False`, or leave `noisy_mask` out."
+        )
+
+
+def probe(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    batch: Any,
+    batch_idx: int,
+    rho: float,
+    loss_fn: LossFn | None = None,
+    noisy_masks: Sequence[NoisyMask] = (),
+) -> Probed | None:
+    r"""The gradient of a batch at w and at w + rho * g / \|\|g\|\|, and those of its clean and noisy samples there.
+
+    Of the parameters that the Trainer's optimizers step, as those of a two-pass step are: what the batch does not
+    reach on any process has no gradient, and is neither perturbed nor counted.
+
+    All passes see the same random state and buffers. Afterwards weights, ``.grad``, buffers, random state, metrics,
+    attributes and logs are bit for bit what they were. Costs two forward-backward passes, and for each mask four more,
+    which see every sample twice.
+
+    The clean and the noisy samples are cut out of the batch: of every tensor in it whose first dimension is that of the
+    mask, nested ones too, either kind of rows; everything else stays. Each goes through the training step as a batch of
+    its own, at w and at the w + e that the *whole* batch leads to. So for a loss that is a mean over samples, n g is
+    the sum of n_clean g_clean and n_noisy g_noisy, and s likewise, but for layers that mix the samples of a batch, such
+    as BatchNorm, and for the draws of dropout. Over several processes, the gradients of a part are the means over all
+    its samples everywhere; a process without any goes through the training step with all of its batch, for nothing
+    but to meet the others there. A process with a single sample of a kind leaves it out if the module has BatchNorm
+    layers, which fail on one.
+
+    Args:
+        trainer: the Trainer.
+        module: the module, at the start of a training batch.
+        batch: the batch on the device.
+        batch_idx: its index.
+        rho: radius of the perturbation.
+        loss_fn: the loss of ``(module, batch)``. Default: the module's training step.
+        noisy_masks: functions that say which samples of the batch are noisy.
+
+    Returns:
+        The gradients, averaged over all processes; None if the training step returns None, or reaches no parameter.
+
+    Raises:
+        ValueError: if a mask is not a boolean vector, or no tensor in the batch is as long.
+        RuntimeError: if DDP with a static graph meets a reentrant activation checkpoint.
+    """
+    params = stepped(trainer, module)
+    scale, ddp = loss_scale(trainer, module.device), ddp_model(trainer)
+    samples = [Samples(batch, 1 / trainer.world_size)]
+    parts = [(mask, name, part) for mask in noisy_masks for name, part in _parts(trainer, module, batch, mask).items()]
+    samples += [part for _, _, part in parts]
+
+    def gradient(of: Samples) -> Sequence[Tensor | None] | None:
+        given = copy_of(of.batch)
+        with torch.enable_grad(), trainer.precision_plugin.train_step_context():
+            loss = training_loss(module, given, batch_idx) if loss_fn is None else loss_fn(module, given)
+        if loss is None:
+            return None
+        check_loss(loss, f"{type(module).__name__}.training_step" if loss_fn is None else "`loss_fn`")
+        if ddp is not None and ddp.static_graph and _recomputes(loss):
+            raise RuntimeError(
+                f"{type(module).__name__} has activation checkpoints with `use_reentrant=True`, whose gradients cannot"
+                " be measured beside DDP's `static_graph=True`. Use `use_reentrant=False`."
+            )
+        if not of.weight:
+            loss = loss * 0.0
+        return derivatives(loss if scale is None else loss * scale, params, module)
+
+    def gradients(along: Mapping[Tensor, Tensor] | None = None) -> list[dict[Tensor, Tensor]] | None:
+        found: list[dict[Tensor, Tensor]] = []
+        for of in samples:
+            before.restore()
+            with nullcontext() if along is None else SAM(rho).perturbed([*along], [*along.values()]):
+                # Without samples too: the forward or the backward may wait for the other processes.
+                grads = gradient(of)
+            if grads is None and of is samples[0]:
+                return None
+            found.append(_mean(trainer, params, grads if of.weight else None, of.weight))
+        return found
+
+    with muted(module), muted_loggers(trainer):
+        # With no parameter left out: a training step may write to any of them.
+        before = Snapshot(module, device=module.device)
+        try:
+            grads = gradients()
+            perturbed_grads = gradients(grads[0]) if grads and grads[0] else None
+        finally:
+            before.restore()
+    if grads is None or perturbed_grads is None:
+        return None
+    reached = [*grads[0]]
+    both = ([_filled(reached, each) for each in pair] for pair in zip(grads, perturbed_grads, strict=True))
+    whole, *others = (TwoGradients(reached, g, s, scale) for g, s in both)
+    found: dict[NoisyMask, dict[str, TwoGradients]] = {}
+    for (mask, name, _), each in zip(parts, others, strict=True):
+        found.setdefault(mask, {})[name] = each
+    return Probed(whole, found)
+
+
+def stepped(trainer: pl.Trainer, module: nn.Module) -> list[Tensor]:
+    """The parameters that the Trainer's optimizers step; without an optimizer, all that can be trained."""
+    params = dict.fromkeys(param for optimizer in trainer.optimizers for param in trained(optimizer))
+    return [*params] or [param for param in module.parameters() if param.requires_grad]
+
+
+def derivatives(loss: Tensor, params: Sequence[Tensor], module: nn.Module) -> Sequence[Tensor | None]:
+    """The gradient of a loss, which leaves ``.grad`` as it is; of sharded parameters the mean over the processes."""
+    sharded = any_sharded(params)
+    if not (sharded or _recomputes(loss)):
+        # Not `.backward`, which would fill `.grad` and drive DDP's reducer.
+        return torch.autograd.grad(loss, params, allow_unused=True)
+    # FSDP2 spreads gradients over the processes where `.backward` leaves them, and nowhere else; and so do the
+    # checkpoints that call `.backward` in their own. DDP's reducer listens only after a forward of its wrapper.
+    leaves = dict.fromkeys([*module.parameters(), *params])
+    kept = {param: param.grad for param in leaves}
+    put(dict.fromkeys(leaves))
+    try:
+        with nullcontext() if sharded else _without_hooks(leaves):
+            loss.backward()  # type: ignore[no-untyped-call]
+        return [param.grad for param in params]
+    finally:
+        put(kept)
+
+
+def _recomputes(loss: Tensor) -> bool:
+    """Whether an activation checkpoint lies in the graph that hides from it what it calls (``use_reentrant=True``)."""
+    seen: set[Any] = set()
+    ahead = [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if "CheckpointFunction" in node.name():
+            return True
+        seen.add(node)
+        ahead += [child for child, _ in node.next_functions]
+    return False
+
+
+@contextmanager
+def _without_hooks(params: Iterable[Tensor]) -> Iterator[None]:
+    """No hook of the user's hears that a gradient is there: it might step an optimizer."""
+    kept = [(hooks, dict(hooks)) for param in params if (hooks := param._post_accumulate_grad_hooks)]
+    for hooks, _ in kept:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, items in kept:
+            hooks.update(items)
+
+
+def _parts(trainer: pl.Trainer, module: nn.Module, batch: Any, noisy_mask: NoisyMask) -> dict[str, Samples]:
+    """The clean and the noisy samples, if there are any on any process."""
+    noisy = noisy_mask(batch)
+    if not (isinstance(noisy, Tensor) and noisy.dtype == torch.bool and noisy.dim() == 1):
+        got = f"{noisy.dtype} of shape {tuple(noisy.shape)}" if isinstance(noisy, Tensor) else repr(noisy)
+        raise ValueError(f"`noisy_mask` must return a boolean tensor with one element per sample, got {got}.")
+    masks = {"clean": ~noisy, "noisy": noisy}
+    counts = torch.stack([mask.sum() for mask in masks.values()])
+    fewest = 2 if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules()) else 1
+    counts = torch.where(counts < fewest, 0, counts)
+    totals = trainer.strategy.reduce(counts.clone(), reduce_op="sum")
+    found = {}
+    for (name, mask), count, total in zip(masks.items(), counts.tolist(), totals.tolist(), strict=True):
+        if total:
+            found[name] = Samples(_rows(batch, mask) if count else batch, count / total)
+    return found
+
+
+def _rows(batch: Any, mask: Tensor) -> Any:
+    """The batch, cut down to the samples under the mask."""
+    leaves, structure = torch.utils._pytree.tree_flatten(batch)
+    long = [isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == len(mask) for leaf in leaves]
+    if not any(long):
+        raise ValueError(
+            f"`noisy_mask` returned {len(mask)} elements, but the batch, a {type(batch).__name__}, holds no tensor of"
+            " that length to cut. Tensors may be nested in lists, tuples and dicts."
+        )
+    cut = [leaf[mask.to(leaf.device)] if each else leaf for leaf, each in zip(leaves, long, strict=True)]
+    return torch.utils._pytree.tree_unflatten(cut, structure)
+
+
+def _mean(
+    trainer: pl.Trainer, params: Sequence[Tensor], grads: Sequence[Tensor | None] | None, weight: float
+) -> dict[Tensor, Tensor]:
+    """The weighted mean over processes, by one collective operation, of the parameters that have a gradient on any.
+
+    None for all of them counts as nothing: a training step may have returned None on some processes.
+    """
+    if grads is not None and (trainer.world_size == 1 or any_sharded(params)):
+        return {param: grad for param, grad in zip(params, grads, strict=True) if grad is not None}
+    if grads is None:
+        grads, weight = [None] * len(params), 0.0
+    full = [torch.zeros_like(param) if grad is None else grad for param, grad in zip(params, grads, strict=True)]
+    flat = torch.cat([grad.reshape(-1) for grad in full])
+    counts = flat.new_tensor([1.0, *(float(grad is not None) for grad in grads)])
+    flat = torch.cat([counts, flat]).to(torch.promote_types(flat.dtype, torch.float32)) * weight
+    flat = trainer.strategy.reduce(flat, reduce_op="sum")
+    total, *known = flat[: len(counts)].tolist()
+    parts = torch.split(flat[len(counts) :] / total, [param.numel() for param in params])
+    means = zip(params, parts, known, strict=True)
+    return {param: part.view_as(param).to(param.dtype) for param, part, somewhere in means if somewhere}
+
+
+def _filled(params: Sequence[Tensor], grads: Mapping[Tensor, Tensor]) -> list[Tensor]:
+    return [grads[param] if param in grads else torch.zeros_like(param) for param in params]

@@ -1,0 +1,319 @@
+"""How sharp the loss is while a model trains: when to measure it, and what to log."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, get_args
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_same.callbacks.probe import LossFn, check_probe
+from lightning_same.curvature.eigenvalues import TopEigenvalue, measured
+from lightning_same.curvature.hessian import Hessian
+from lightning_same.replay.batch import copy_of
+from lightning_same.replay.muting import muted, muted_loggers
+from lightning_same.replay.snapshot import Snapshot
+from lightning_same.rules.base import Rule
+from lightning_same.rules.sam import SAM
+from lightning_same.rules.schedules import value
+from lightning_same.rules.settings import check_int, check_number
+from lightning_same.trainer.optimizers import progress_of, radii_of
+from lightning_same.trainer.training_step import check_loss, training_loss
+
+Mode = Literal["eval", "train"]
+
+EVERY_N_STEPS = 500
+"""In later training a measurement costs the median of 20 training steps, which is then 4 % of the training."""
+
+
+class SharpnessMonitor(Callback):
+    r"""Logs the extreme eigenvalues of the loss's Hessian, and the rise of the loss to the perturbed weights.
+
+    Measured on the same batches throughout, so that the curve shows the weights' change and not the batches'. Training
+    is bit for bit what it is without the callback. Autocast is off: under mixed precision the float32 weights are
+    measured in float32. Under DDP the loss is the mean over the samples of all processes, every rank holds the same
+    values, and each product adds one all-reduce.
+
+    Costs about 20 forward-backward passes in the median of later training, and 40 to 70 in the first steps, where the
+    spectrum is crowded. Meanwhile it holds as many copies of the weights as products are taken.
+
+    Logged:
+        ``sharpness/top_eigenvalue``, ``sharpness/bottom_eigenvalue``: as `top_eigenvalue` finds them.
+        ``sharpness/residual``, ``sharpness/bottom_residual``: some eigenvalue lies so near to each of them.
+        ``sharpness/hvps``: Hessian-vector products taken.
+        ``sharpness/converged``: 1 or 0. Where it is 0 a warning is given too.
+        ``sharpness/ascent_gap``: L(w + e) - L(w).
+
+    A training batch for which the training step returns None is passed over, with a warning.
+
+    Args:
+        every_n_steps: measure at every n-th optimizer step, before it is taken, the first included. Default: 500, if
+            ``every_n_epochs`` is not given either.
+        every_n_epochs: measure at the end of every n-th epoch instead.
+        probe_batches: how many of the first training batches to measure on; they stay on the device. With more than one
+            the first measurement waits for them. The batches are not in checkpoint files: a resumed training takes new
+            ones, and its curve has a joint there. Or the batches themselves, such as ``list(islice(loader, 4))``; under
+            DDP each process gives its own.
+        loss_fn: gives the mean loss of ``(module, batch)``. Default: the module's training step; a module in manual
+            optimization needs one.
+        samples_fn: gives the number of samples (or tokens: what the loss is a mean over) of a batch, by which batches
+            weigh. Default: the leading dimension of its tensors.
+        rho: length of e = rho * g / \|\|g\|\|, g being the gradient on the same batches. Default: e is that of the
+            module's rule, at its radius of the moment, for rules that make e of g alone; for the others it is SAM's at
+            their radius. On a module without a rule 0.05.
+        mode: "eval" measures with BatchNorm's running statistics and without dropout, "train" with the modules in
+            whatever mode they train in. They are different losses, whose curvatures are not to be compared.
+        track: start each search near the last eigenvector, which saves a product or two where measurements are close
+            together. An eigenvalue that overtakes is found all the same: see `top_eigenvalue`.
+        tolerance: accepted residual, relative to the eigenvalue.
+        both_ends: wait for the smallest eigenvalue too, which takes 2 to 7 times as many products.
+        max_products: most products for a measurement.
+        seed: of the random start.
+        prog_bar: show the largest eigenvalue in the progress bar too, as ``top_eigenvalue``.
+
+    Raises:
+        ValueError: if an option is out of range, or ``every_n_steps`` and ``every_n_epochs`` are both given.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        probe_batches: int | Sequence[Any] = 1,
+        loss_fn: LossFn | None = None,
+        samples_fn: Callable[[Any], int] | None = None,
+        rho: float | None = None,
+        mode: Mode = "eval",
+        track: bool = False,
+        tolerance: float = 2e-3,
+        both_ends: bool = False,
+        max_products: int = 32,
+        seed: int = 0,
+        prog_bar: bool = False,
+    ) -> None:
+        counts = {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs, "max_products": max_products}
+        if not isinstance(probe_batches, Sequence):
+            counts["probe_batches"] = probe_batches
+        elif not probe_batches:
+            raise ValueError("SharpnessMonitor: `probe_batches` holds no batch.")
+        for name, count in counts.items():
+            if count is not None:
+                check_int(self, name, count, at_least=1)
+        if every_n_steps is not None and every_n_epochs is not None:
+            raise ValueError("SharpnessMonitor: give either `every_n_steps` or `every_n_epochs`, not both.")
+        if rho is not None:
+            check_number(self, "rho", rho, above=0)
+        if mode not in get_args(Mode):
+            raise ValueError(f'SharpnessMonitor: `mode` must be "eval" or "train", got {mode!r}.')
+        self.every_n_steps = every_n_steps or (None if every_n_epochs else EVERY_N_STEPS)
+        self.every_n_epochs = every_n_epochs
+        self.probe_batches = probe_batches
+        self.loss_fn = loss_fn
+        self.samples_fn = samples_fn
+        self.rho = rho
+        self.mode: Mode = mode
+        self.track = track
+        self.tolerance = check_number(self, "tolerance", tolerance, above=0)
+        self.both_ends = both_ends
+        self.max_products = max_products
+        self.seed = seed
+        self.prog_bar = prog_bar
+        self._batches: list[Any] = []
+        self._vector: Tensor | None = None
+        self._measured = False
+        self._warned = False
+        self._last_step: int | None = None
+        self._loaded_step: int | None = None
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_probe(pl_module, trainer, self.loss_fn, "SharpnessMonitor", curvature=True)
+        self._batches, self._vector, self._measured = [], None, False
+        if not isinstance(self.probe_batches, int):
+            before = Snapshot(pl_module, list(pl_module.parameters()), pl_module.device)
+            # What the training loop does to each of its batches.
+            for batch in map(trainer.precision_plugin.convert_input, self.probe_batches):
+                on_its_way = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+                self._batches.append(trainer.strategy.batch_to_device(on_its_way, dataloader_idx=0))
+            before.restore()  # A module may augment what it moves.
+        self._last_step, self._loaded_step = self._loaded_step, None
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(self.probe_batches, int) and self.probe_batches > trainer.num_training_batches:
+            raise ValueError(
+                f"SharpnessMonitor: `probe_batches` is {self.probe_batches}, but an epoch has only"
+                f" {trainer.num_training_batches} training batches."
+            )
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if isinstance(self.probe_batches, int) and len(self._batches) < self.probe_batches:
+            self._batches.append(copy_of(batch))
+        if self.every_n_steps is not None and self._ready() and self._due(trainer.global_step, self.every_n_steps):
+            self._measure(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
+            if self._ready():
+                self._last_step = trainer.global_step
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        every = self.every_n_epochs
+        if every is not None and self._ready() and (trainer.current_epoch + 1) % every == 0:
+            # The step under which Lightning logs what belongs to the epoch that has ended.
+            self._measure(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+        if not self._ready() and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"SharpnessMonitor: nothing is measured yet. `probe_batches` is {self.probe_batches}, and the epoch had"
+                f" only {len(self._batches)} batches with a loss. The next epoch's are taken too, if there is one."
+            )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self._last_step}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded_step = state_dict["last_step"]
+
+    def _ready(self) -> bool:
+        """Whether all batches are there. Their number is the same on all processes, so all measure together."""
+        return not isinstance(self.probe_batches, int) or len(self._batches) == self.probe_batches
+
+    def _due(self, step: int, every: int) -> bool:
+        return self._last_step is None or step // every > self._last_step // every
+
+    def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+        if self.loss_fn is None and not all(having := self._with_a_loss(trainer, module)):
+            waits = isinstance(self.probe_batches, int) and not self._measured
+            if waits:
+                self._batches = [batch for batch, has in zip(self._batches, having, strict=True) if has]
+            rank_zero_warn(
+                f"SharpnessMonitor: {type(module).__name__}.training_step returns None for a probe batch. "
+                + ("The next training batch takes its place." if waits else "This measurement is left out.")
+            )
+            return
+        self._measured = True
+        with undisturbed(
+            trainer, module, self._batches, self.loss_fn, self.samples_fn, self.mode, "SharpnessMonitor"
+        ) as loss:
+            hessian = Hessian(**loss)
+            seed = self.seed + trainer.global_step if self.track else self.seed
+            top = measured(hessian, self.tolerance, self.both_ends, self.max_products, seed, self._vector)
+            gap = self._ascent_gap(trainer, module, hessian)  # Last: it invalidates the graph.
+        self._vector = top.vector if self.track else None
+        if not top.converged:
+            rank_zero_warn(
+                "SharpnessMonitor: a measurement has not converged, or is not finite; it is logged with"
+                f" sharpness/converged = 0. `max_products` is {self.max_products}, `tolerance` {self.tolerance:g}."
+            )
+        self._log(trainer, top, gap, step)
+
+    def _with_a_loss(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[bool]:
+        """For which batches the training step returns one, on all processes. Lightning allows None."""
+        missing = []
+        with muted(module), muted_loggers(trainer), torch.no_grad():
+            before = Snapshot(module, device=module.device)  # Of the muted module, or else it would be heard again.
+            for batch in self._batches:
+                try:
+                    missing.append(training_loss(module, copy_of(batch), 0) is None)
+                finally:
+                    before.restore()
+        found = torch.tensor(missing, dtype=torch.float32, device=module.device)
+        return [number == 0 for number in trainer.strategy.reduce(found, reduce_op="sum").tolist()]
+
+    def _ascent_gap(self, trainer: pl.Trainer, module: pl.LightningModule, hessian: Hessian) -> float:
+        """L(w + e) - L(w)."""
+        grads = hessian.split(hessian.gradient())
+        before = hessian.loss()
+        rule: Rule = SAM(0.05 if self.rho is None else self.rho)
+        own = getattr(module, "sam", None)
+        radii = None
+        if self.rho is None and isinstance(own, Rule):
+            if not (own.ahead or own.perturbation.stateful):
+                rule = own
+            radius_of: dict[Tensor, float] = {}
+            for optimizer in trainer.optimizers:
+                at = progress_of(trainer, trainer.global_step, optimizer)
+                radius_of |= radii_of(optimizer, value(own.rho, at))
+            radii = [radius_of.get(param, 0.0) for param in hessian.params]
+        with rule.perturbed(hessian.params, grads, radii):
+            return hessian.loss() - before
+
+    def _log(self, trainer: pl.Trainer, top: TopEigenvalue, gap: float, step: int) -> None:
+        row = {
+            "sharpness/top_eigenvalue": top.value,
+            "sharpness/bottom_eigenvalue": top.bottom,
+            "sharpness/residual": top.residual,
+            "sharpness/bottom_residual": top.bottom_residual,
+            "sharpness/hvps": float(top.hvps),
+            "sharpness/converged": float(top.converged),
+            "sharpness/ascent_gap": gap,
+        }
+        # Not by `self.log`, which would write the same values again at every step until the epoch ends.
+        trainer.callback_metrics.update({name: torch.tensor(number) for name, number in row.items()})
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=step)
+            if self.prog_bar:
+                trainer.progress_bar_metrics["top_eigenvalue"] = top.value
+
+
+@contextmanager
+def undisturbed(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    batches: Sequence[Any],
+    loss_fn: LossFn | None = None,
+    samples_fn: Callable[[Any], int] | None = None,
+    mode: Mode = "eval",
+    owner: str = "sharpness",
+) -> Iterator[dict[str, Any]]:
+    """A module's mean loss on batches, to be measured in a ``with`` block that leaves no trace.
+
+    Every forward sees the same random numbers and buffers. Afterwards weights, ``.grad``, buffers, random state,
+    metrics, attributes, modes and logs are bit for bit what they were.
+
+    Args:
+        trainer: the module's Trainer.
+        module: the module, itself and not its wrapper.
+        batches: on the module's device; they are not changed.
+        loss_fn: mean loss of ``(module, batch)``. Default: the module's training step.
+        samples_fn: number of samples of a batch. Default: the leading dimension of its tensors.
+        mode: "eval", or "train" for the modes that the submodules are in.
+        owner: for error messages.
+
+    Yields:
+        The arguments of `Hessian`, and of the measures that take the same.
+    """
+    trained = [param for param in module.parameters() if param.requires_grad]
+
+    def loss(batch: Any) -> Tensor:
+        each_time.restore()
+        given = copy_of(batch)
+        found = training_loss(module, given, 0) if loss_fn is None else loss_fn(module, given)
+        return check_loss(
+            found, f"{owner}: {type(module).__name__}.training_step" if loss_fn is None else f"{owner}: `loss_fn`"
+        )
+
+    with muted(module), muted_loggers(trainer):
+        # Before a forward the weights may be perturbed; afterwards a training step may have written to any of them.
+        each_time, before = Snapshot(module, trained, module.device), Snapshot(module, device=module.device)
+        try:
+            yield {
+                "loss_fn": loss,
+                "params": module if mode == "eval" else trained,
+                "batches": batches,
+                "samples": None if samples_fn is None else [samples_fn(batch) for batch in batches],
+                "reduce": None if trainer.world_size == 1 else partial(trainer.strategy.reduce, reduce_op="sum"),
+            }
+        finally:
+            before.restore()

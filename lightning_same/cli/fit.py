@@ -1,0 +1,172 @@
+"""LightningCLI with ``--sam``, for any LightningModule."""
+
+import difflib
+import inspect
+import re
+from argparse import SUPPRESS
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from typing_extensions import override
+
+from lightning_same.rules.base import Rule
+from lightning_same.rules.combinations import Combination
+from lightning_same.rules.perturbations import Perturbation
+from lightning_same.rules.schedules import Schedule
+from lightning_same.rules.timing import Timing
+from lightning_same.two_pass.options import CHOICES as OPTIONS
+from lightning_same.two_pass.options import TwoPassOptions
+from lightning_same.two_pass.with_sam import with_sam
+
+try:
+    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "The command line needs jsonargparse: pip install 'lightning-same[cli]'.", name=error.name
+    ) from error
+
+
+class RuleParser(LightningArgumentParser):
+    """Names the choices when a rule or one of its arguments is mistyped."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(explained(message), ex)
+
+
+class SAMCLI(LightningCLI):
+    """LightningCLI with three more options, which stand in the saved config file too.
+
+    ``--sam RULE --sam.rho ...`` trains ``--model``, whatever its class, by that rule. ``--sam null`` trains it without
+    SAM, also if its class has a rule. Without the option the class decides.
+
+    ``--two_pass.ascent``, ``--two_pass.accumulate`` and ``--two_pass.nonfinite`` say how the two passes run; see
+    `TwoPassOptions`.
+
+    ``--test_after_fit true`` runs the test loop after a fit, on the best checkpoint file if one was kept.
+    """
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        versions = [f"{name}=={version(name)}" for name in ("lightning-same", "lightning", "torch")]
+        parser = RuleParser(**{"dump_header": versions, **kwargs})
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="A configuration file; may be given again.")
+        return parser
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Suppressed: a model that is not told anything keeps the rule of its class.
+        parser.add_argument(
+            "--sam",
+            type=Rule | None,
+            default=SUPPRESS,
+            help="The SAM-family rule to train by, or null; --sam.help RULE shows its arguments.",
+        )
+        parser.add_argument(
+            "--two_pass",
+            type=TwoPassOptions,
+            default=SUPPRESS,
+            help="How the two passes run: --two_pass.ascent, --two_pass.accumulate, --two_pass.nonfinite.",
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=False, help="Run the test loop after a fit, on the best checkpoint."
+        )
+
+    @override
+    def instantiate_classes(self) -> None:
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        given = "sam" in config
+        rule = self._rule(config["sam"]) if given else None
+        super().instantiate_classes()
+        if given:
+            with_sam(self.model, rule)
+        options: TwoPassOptions | None = self._get(self.config_init, "two_pass")
+        if options is not None:
+            if getattr(self.model, "sam", None) is None:
+                self.parser.error(
+                    "--two_pass says how a rule's two passes run, and there is none. Give --sam RULE too."
+                )
+            with_sam(self.model, self.model.sam, **options.arguments())
+
+    def after_fit(self) -> None:
+        """Run the test loop if ``--test_after_fit`` says so."""
+        if self._get(self.config_init, "test_after_fit"):
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
+
+    def _rule(self, config: Any) -> Rule | None:
+        """The rule, built ahead of everything else, so that a value out of range ends in one line."""
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--sam", type=Rule | None)
+        try:
+            rule: Rule | None = parser.instantiate(parser.parse_object({"sam": config})).sam
+        except (TypeError, ValueError) as error:
+            self.parser.error(f"--sam: {_root(error)}", error)
+        return rule
+
+
+def explained(message: str) -> str:
+    """An error message of the parser about ``--sam`` or ``--two_pass``, with the choices."""
+    if re.search(r"\btwo_pass\b", message):
+        return _explained_options(message)
+    if not re.search(r"\bsam\b", message):
+        return message
+    unknown = re.search(r"import path string: (\S+)", message)
+    option = re.search(r"Option '(\w+)' is not accepted", message)
+    # The parts of a rule are nested in it: the error is about the innermost class and the innermost key.
+    owners = re.findall(r"class_path '(?:\w+\.)*(\w+)'", message)
+    keys = re.findall(r'Parser key "(?:\w+\.)*(\w+)"', message)
+    if option and owners and owners[-1] in CHOICES["every"]:
+        arguments = list(inspect.signature(CHOICES["every"][owners[-1]]).parameters)
+        return (
+            f"--sam: {owners[-1]} has no argument {_meant(option[1], arguments)} Its arguments: {', '.join(arguments)}."
+        )
+    if unknown:
+        kind = keys[-1] if keys and keys[-1] in CHOICES else "rule"
+        names = list(CHOICES[kind])
+        return f"--sam: there is no {kind} {_meant(unknown[1], names)} The {kind}s: {', '.join(names)}."
+    return message
+
+
+def _explained_options(message: str) -> str:
+    unknown = re.search(r"Option '(\w+)' is not accepted", message)
+    value = re.search(r'Parser key "(\w+)":\s+Expected a typing\.Literal\S.*Got value: (\S+)', message)
+    if unknown:
+        return f"--two_pass: there is no option {_meant(unknown[1], list(OPTIONS))} The options: {', '.join(OPTIONS)}."
+    if value and value[1] in OPTIONS:
+        choices = OPTIONS[value[1]]
+        return f"--two_pass.{value[1]} must be {' or '.join(choices)}; got {_meant(value[2], choices)}"
+    return message
+
+
+def _kinds(base: type) -> dict[str, type]:
+    """The concrete subclasses of a base, by name."""
+    found = {base.__name__: base} if not inspect.isabstract(base) else {}
+    subclasses: list[type] = base.__subclasses__()
+    for each in subclasses:
+        if each.__module__.startswith("lightning_same."):
+            found |= _kinds(each)
+    return found
+
+
+CHOICES: dict[str, dict[str, type]] = {
+    "rule": _kinds(Rule),
+    "perturbation": _kinds(Perturbation),
+    "combination": _kinds(Combination),
+    "timing": _kinds(Timing),
+    "schedule": _kinds(Schedule),
+}
+CHOICES["every"] = {name: kind for kinds in CHOICES.values() for name, kind in kinds.items()}
+
+
+def _meant(word: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f"{word!r}." + (f" Did you mean {close[0]}?" if close else "")
+
+
+def _root(error: BaseException) -> BaseException:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error

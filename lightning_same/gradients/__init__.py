@@ -1,0 +1,1 @@
+"""What is computed from lists of gradients: norms, the four checkpoints, elementwise formulas. Torch only."""

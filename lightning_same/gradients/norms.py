@@ -1,0 +1,109 @@
+"""How long the two gradients are, how far apart they point, and how much of s lies in each checkpoint."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_same.gradients.checkpoints import at_least_float32, check_aligned
+from lightning_same.gradients.sharding import sum_over_shards
+from lightning_same.gradients.tensors import inverse, joined, pieces
+
+
+class GradientNorms(NamedTuple):
+    r"""L2 norms over all elements and a cosine, each a scalar tensor on the gradients' device.
+
+    Attributes:
+        base: \|\|g\|\|.
+        perturbed: \|\|s\|\|.
+        ckpt1: \|\|s\|\| over the elements of checkpoint 1. With those of the other three and of the rest, its square
+            sums up to the square of ``perturbed``.
+        ckpt2: over those of checkpoint 2.
+        ckpt3: over those of checkpoint 3.
+        ckpt4: over those of checkpoint 4.
+        cosine: g * s / (\|\|g\|\| \|\|s\|\|), between -1 and 1; 0 where one of them is zero.
+    """
+
+    base: Tensor
+    perturbed: Tensor
+    ckpt1: Tensor
+    ckpt2: Tensor
+    ckpt3: Tensor
+    ckpt4: Tensor
+    cosine: Tensor
+
+
+@torch.no_grad()
+def gradient_norms(
+    grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor], scale: Tensor | None = None
+) -> GradientNorms:
+    """Norms of the two gradients, over all tensors together. Reads each once; nothing waits for the accelerator.
+
+    Args:
+        grads: g, one tensor per parameter.
+        perturbed_grads: s, the same shapes.
+        scale: what a loss scaler has multiplied both by; taken out of the norms.
+
+    Returns:
+        The norms, in at least float32.
+
+    Raises:
+        ValueError: if the lists are empty or do not match.
+    """
+    return norms_of(sums_of_squares(grads, perturbed_grads), scale)
+
+
+def norms_of(sums: Tensor, scale: Tensor | None = None) -> GradientNorms:
+    """The norms that belong to `sums_of_squares`."""
+    *squares, product = sums.unbind()
+    base, perturbed, *parts = (square.sqrt() for square in squares)
+    # Rounding may lead past 1.
+    cosine = (product * inverse(base) * inverse(perturbed)).clamp(-1, 1)
+    norms = [base, perturbed, *parts]
+    if scale is not None:
+        norms = [norm / scale for norm in norms]
+    return GradientNorms._make([*norms, cosine])
+
+
+@torch.no_grad()
+def sums_of_squares(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
+    """The sums that the norms are roots of; sums of several calls may be added.
+
+    Args:
+        grads: g.
+        perturbed_grads: s, the same shapes.
+
+    Returns:
+        Shape (7,), on the device of the first tensor: of g^2, of s^2, of s^2 in each checkpoint, and of g * s. Summed
+        in at least float32 within a piece, and in float64 over the pieces (float32 on Apple's MPS).
+
+    Raises:
+        ValueError: if the lists are empty or do not match.
+    """
+    check_aligned(grads, perturbed_grads)
+    return sum_over_shards(_sums_of_squares, grads, perturbed_grads)
+
+
+def _sums_of_squares(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
+    device = grads[0].device
+    total = torch.float32 if device.type == "mps" else torch.float64
+    sums = [torch.zeros(7, dtype=total, device=device)]
+    for some_grads, some_perturbed in pieces(grads, perturbed_grads):
+        g, s = joined(some_grads).flatten(), joined(some_perturbed).flatten()
+        g, s = g.to(at_least_float32(g)), s.to(at_least_float32(s))
+        # By masks that are numbers, as the counts are: to choose by booleans takes a CPU twenty times as long. Infinity
+        # times a mask of 0 would be NaN; the largest number gives 0 there, and is still infinite when it is squared.
+        largest = min(torch.finfo(g.dtype).max, torch.finfo(s.dtype).max)
+        size, along = g.abs().clamp_(max=largest), s.clamp(-largest, largest).mul_(g.sign())
+        far = along.abs()
+        larger, smaller = far.clone().gt_(size).mul_(along), far.lt_(size).mul_(along)
+        piece = [
+            torch.dot(g, g),
+            torch.dot(s, s),
+            *(torch.dot(part, part) for part in (larger.clamp(min=0), smaller.clamp(min=0))),
+            *(torch.dot(part, part) for part in (larger.clamp_(max=0), smaller.clamp_(max=0))),
+            torch.dot(g, s),
+        ]
+        sums.append(torch.stack(piece).to(device, total))
+    return torch.stack(sums).sum(dim=0)

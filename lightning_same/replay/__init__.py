@@ -1,0 +1,1 @@
+"""Runs a forward again, or beside training, without leaving a trace."""

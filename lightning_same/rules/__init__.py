@@ -1,0 +1,1 @@
+"""The SAM family: each rule is a perturbation, a combination and a timing. Torch only."""

@@ -1,0 +1,230 @@
+"""What every algorithm of the family does; `rules` has the named ones."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import compress
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_same.gradients.sharding import local
+from lightning_same.gradients.tensors import add_scaled_
+from lightning_same.rules.combinations import Combination, Perturbed
+from lightning_same.rules.perturbations import Normalized, Perturbation
+from lightning_same.rules.progress import Progress
+from lightning_same.rules.schedules import Schedule, value
+from lightning_same.rules.settings import Settings, check_number
+from lightning_same.rules.state import Memory
+from lightning_same.rules.timing import EveryStep, Timing
+
+
+class Rule(Settings):
+    r"""One SAM-family algorithm.
+
+    At weights w with gradient g, pass two takes the gradient s at w + e, where e is ``rho`` times the perturbation's
+    direction; the combination makes d of g and s; the optimizer steps from w with d. A rule holds settings only and may
+    serve many models. It costs two forward-backward passes on the steps that its timing chooses, one on the others.
+
+    In plain PyTorch::
+
+        for batch in batches:
+            grads = torch.autograd.grad(loss(batch), params)
+            with rule.perturbed(params, grads):
+                perturbed_grads = torch.autograd.grad(loss(batch), params)
+            for param, grad in zip(params, rule.combine(grads, perturbed_grads)):
+                param.grad = grad
+            optimizer.step()
+
+    A rule that carries something from step to step takes a `Memory` too, one with a timing or a schedule a `Progress`.
+
+    Args:
+        rho: radius of the perturbation, in units of the weights (for ASAM: relative to them); >= 0. With 0 both passes
+            still run, at the same point. A schedule lets it change as training goes on.
+        perturbation: where pass two looks. Default: SAM's `Normalized`.
+        combination: what becomes the step. Default: SAM's `Perturbed`.
+        timing: which steps perturb. Default: `EveryStep`.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if a part is of the wrong kind.
+    """
+
+    ahead: ClassVar[bool] = False
+    """Whether e is known before the step, from the optimizer's momentum: the only pass is then the one at w + e."""
+
+    unsaid: ClassVar = {"perturbation": Normalized(), "combination": Perturbed(), "timing": EveryStep()}
+
+    def __init__(
+        self,
+        rho: float | Schedule = 0.05,
+        perturbation: Perturbation | None = None,
+        combination: Combination | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        self.rho = rho if isinstance(rho, Schedule) else check_number(self, "rho", rho, at_least=0)
+        self.perturbation = Normalized() if perturbation is None else perturbation
+        self.combination = Perturbed() if combination is None else combination
+        self.timing = EveryStep() if timing is None else timing
+        for name, kind in {"perturbation": Perturbation, "combination": Combination, "timing": Timing}.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(
+                    f"{type(self).__name__}: `{name}` must be a {kind.__name__}, got {getattr(self, name)!r}."
+                )
+
+    @torch.no_grad()
+    def perturb_(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        rho: Sequence[float] | None = None,
+        at: Progress | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        """Add e to the weights in place, without a host sync.
+
+        Args:
+            params: w, overwritten by w + e.
+            grads: g, the same shapes.
+            rho: a radius for each tensor instead of the rule's own. A tensor whose radius is 0 is left alone and stays
+                out of the norm.
+            at: how far training has come, for a radius that changes. Default: its beginning.
+            memory: what the rule carries from step to step, for rules with a moving average.
+        """
+        self._move(*_moving(params, grads, self.radii(len(params), rho, at)), memory)
+
+    @contextmanager
+    def perturbed(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        rho: Sequence[float] | None = None,
+        at: Progress | None = None,
+        memory: Memory | None = None,
+    ) -> Iterator[None]:
+        """Hold the weights at w + e for the length of a ``with`` block.
+
+        On leaving, by whatever way, the weights are copied back bit for bit; subtracting e would not be exact.
+
+        Args:
+            params: w.
+            grads: g, the same shapes.
+            rho: a radius for each tensor instead of the rule's own.
+            at: how far training has come, for a radius that changes. Default: its beginning.
+            memory: what the rule carries from step to step, for rules with a moving average. With one, the copy of the
+                weights has the same place at every step.
+        """
+        moving, along, radii = _moving(params, grads, self.radii(len(params), rho, at))
+        saved = (Memory(moving) if memory is None else memory.view(moving)).scratch()
+        with torch.no_grad():
+            held = [local(param) for param in moving]
+            if held:
+                torch._foreach_copy_(saved, held)
+        try:
+            self._move(moving, along, radii, memory)
+            del grads, along  # The caller may be done with them; they are as large as the model.
+            yield
+        finally:
+            if held:
+                with torch.no_grad():
+                    torch._foreach_copy_(held, saved)
+
+    @torch.no_grad()
+    def combine_(
+        self,
+        grads: Sequence[Tensor],
+        perturbed_grads: Sequence[Tensor],
+        at: Progress | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        """Overwrite s with d in place, without a host sync.
+
+        Args:
+            grads: g, read only.
+            perturbed_grads: s on entry, d on return.
+            at: how far training has come, for gains that change. Default: its beginning.
+            memory: what the rule carries from step to step, for rules that store a gradient.
+        """
+        if grads:
+            self.combination.combine_(grads, perturbed_grads, at or Progress(), self._memory(memory, grads))
+
+    @torch.no_grad()
+    def combine(
+        self,
+        grads: Sequence[Tensor],
+        perturbed_grads: Sequence[Tensor],
+        at: Progress | None = None,
+        memory: Memory | None = None,
+    ) -> list[Tensor]:
+        """The step gradient d, one tensor per parameter; g and s stay as they are.
+
+        Args:
+            grads: g.
+            perturbed_grads: s, the same shapes.
+            at: how far training has come, for gains that change. Default: its beginning.
+            memory: what the rule carries from step to step, for rules that store a gradient.
+        """
+        step_grads = [grad.clone() for grad in perturbed_grads]
+        self.combine_(grads, step_grads, at, memory)
+        return step_grads
+
+    @torch.no_grad()
+    def plain_step_(self, grads: Sequence[Tensor], memory: Memory | None = None) -> None:
+        """Overwrite g with d on a step that does not perturb; most rules leave it as it is.
+
+        Args:
+            grads: g on entry, d on return.
+            memory: what the rule carries from step to step.
+        """
+        if grads:
+            self.combination.plain_step_(grads, self._memory(memory, grads))
+
+    def takes_pass_two(self, grads: Sequence[Tensor], at: Progress | None = None, memory: Memory | None = None) -> bool:
+        """Whether the step perturbs, now that g is known. Only a timing that looks at g waits for the device.
+
+        Args:
+            grads: g.
+            at: how far training has come. Default: its beginning.
+            memory: what the rule carries from step to step.
+        """
+        at = at or Progress()
+        return self.timing.active(at) and self.timing.confirmed(grads, at, self._memory(memory, grads))
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the rule carries something from step to step, for which it needs a memory."""
+        return self.perturbation.stateful or self.combination.stateful or self.timing.stateful
+
+    @property
+    def scale_free(self) -> bool:
+        """Whether a multiple of g gives the same e and the same timing, so that a loss scale may stay on it."""
+        return self.perturbation.scale_free and not self.timing.stateful
+
+    def radii(self, count: int, rho: Sequence[float] | None = None, at: Progress | None = None) -> list[float]:
+        """The radius of each of ``count`` tensors: ``rho`` if it is given, or the rule's own at this time."""
+        return [value(self.rho, at or Progress())] * count if rho is None else list(rho)
+
+    @torch.no_grad()
+    def _move(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], radii: Sequence[float], memory: Memory | None
+    ) -> None:
+        """Add e to the weights, of which none has a radius of 0."""
+        if params:
+            memory = self._memory(memory, params).view(params)
+            vector, scale = self.perturbation.direction(params, grads, memory)
+            add_scaled_([local(param) for param in params], [local(each) for each in vector], scale, radii)
+
+    def _memory(self, memory: Memory | None, tensors: Sequence[Tensor]) -> Memory:
+        if memory is None and self.stateful:
+            raise ValueError(
+                f"{self!r} carries something from step to step. Make `memory = Memory(params)` once, before the loop,"
+                " and pass `memory=memory` to each of its methods."
+            )
+        return Memory(tensors) if memory is None else memory
+
+
+def _moving(
+    params: Sequence[Tensor], grads: Sequence[Tensor], radii: Sequence[float]
+) -> tuple[list[Tensor], list[Tensor], list[float]]:
+    """Those that have a radius."""
+    return list(compress(params, radii)), list(compress(grads, radii)), [radius for radius in radii if radius]

@@ -1,0 +1,183 @@
+"""The rules that treat the checkpoints, or signs and magnitudes, of SAM's gradient apart."""
+
+from collections.abc import Sequence
+from numbers import Integral
+
+from lightning_same.rules.base import Rule
+from lightning_same.rules.combinations import (
+    Direction,
+    Gains,
+    Magnitude,
+    Select,
+    check_ckpts,
+)
+from lightning_same.rules.perturbations import (
+    Perturbation,
+)
+from lightning_same.rules.schedules import Ramp, Schedule
+from lightning_same.rules.settings import check_int, check_number
+from lightning_same.rules.timing import Timing
+
+
+class SAME(Rule):
+    """SAM that amplifies one checkpoint: d = condition * s there, s elsewhere. Two passes.
+
+    The checkpoints split the elements by r = s/g: 1 is r > 1, 2 is 0 < r < 1, 3 is r < -1, 4 is -1 < r < 0. The
+    original step s + s * mask is condition 2; condition 1 is SAM.
+
+    Args:
+        ckpt: the checkpoint to amplify, 1 to 4, or several of them, such as (1, 3).
+        condition: the factor on it.
+        rho: radius of the perturbation.
+        perturbation: where pass two looks; SAM's by default.
+        timing: which steps perturb; all by default.
+    """
+
+    def __init__(
+        self,
+        ckpt: int | Sequence[int] = 1,
+        condition: float = 2.0,
+        rho: float | Schedule = 0.05,
+        *,
+        perturbation: Perturbation | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        chosen = check_ckpts(self, "ckpt", ckpt)
+        self.ckpt = chosen[0] if isinstance(ckpt, Integral) else chosen
+        self.condition = check_number(self, "condition", condition)
+        gains = Gains(**{f"ckpt{k}": condition for k in chosen})
+        super().__init__(rho, perturbation, gains, timing)
+
+
+class CustomSAME(Rule):
+    """Increases checkpoint 1, keeps 2, reduces 3, increases 4: d = c s, s, s/c, c s on them. Two passes.
+
+    Args:
+        condition: c > 0; 1 is SAM.
+        rho: radius of the perturbation.
+        perturbation: where pass two looks; SAM's by default.
+        timing: which steps perturb; all by default.
+    """
+
+    def __init__(
+        self,
+        condition: float = 2.0,
+        rho: float | Schedule = 0.05,
+        *,
+        perturbation: Perturbation | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        self.condition = c = check_number(self, "condition", condition, above=0)
+        super().__init__(rho, perturbation, Gains(c, 1.0, 1 / c, c), timing)
+
+
+class SANER(Rule):
+    """SAM that damps checkpoint 2, where noisy labels are fitted: d = (1 - alpha) s there, s elsewhere. Two passes.
+
+    Args:
+        alpha: how much of checkpoint 2 is taken away, as in the paper (the published code's alpha is 1 minus it);
+            0 is SAM.
+        warmup_epochs: alpha grows from 0 linearly over so many epochs (paper: 50); 0 means all of it at once.
+        rho: radius of the perturbation.
+        perturbation: where pass two looks; SAM's by default.
+        timing: which steps perturb; all by default.
+
+    References:
+        Luong et al., Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting, AISTATS 2026.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        warmup_epochs: int = 0,
+        rho: float | Schedule = 0.05,
+        *,
+        perturbation: Perturbation | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        self.alpha = check_number(self, "alpha", alpha)
+        self.warmup_epochs = check_int(self, "warmup_epochs", warmup_epochs, at_least=0)
+        super().__init__(rho, perturbation, Gains(ckpt2=Ramp(1.0, 1 - alpha, warmup_epochs)), timing)
+
+
+class CheckpointGains(Rule):
+    """A free gain on each checkpoint: d = ckpt1 s, ckpt2 s, ckpt3 s, ckpt4 s on them, s on the rest. Two passes.
+
+    `SAM`, `SAME`, `CustomSAME` and `SANER` are special cases.
+
+    Args:
+        ckpt1: gain where r > 1.
+        ckpt2: gain where 0 < r < 1.
+        ckpt3: gain where r < -1.
+        ckpt4: gain where -1 < r < 0.
+        rho: radius of the perturbation.
+        perturbation: where pass two looks; SAM's by default.
+        timing: which steps perturb; all by default.
+    """
+
+    def __init__(
+        self,
+        ckpt1: float | Schedule = 1.0,
+        ckpt2: float | Schedule = 1.0,
+        ckpt3: float | Schedule = 1.0,
+        ckpt4: float | Schedule = 1.0,
+        rho: float | Schedule = 0.05,
+        *,
+        perturbation: Perturbation | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        self.ckpt1, self.ckpt2, self.ckpt3, self.ckpt4 = ckpt1, ckpt2, ckpt3, ckpt4
+        super().__init__(rho, perturbation, Gains(ckpt1, ckpt2, ckpt3, ckpt4), timing)
+
+
+class CheckpointSelect(Rule):
+    """SAM's gradient on the chosen checkpoints only: d = s there, g elsewhere. Two passes.
+
+    Args:
+        ckpts: any of 1 to 4, such as (1, 4). All four differ from SAM only where s = 0, which is in no checkpoint.
+        rho: radius of the perturbation.
+        perturbation: where pass two looks; SAM's by default.
+        timing: which steps perturb; all by default.
+    """
+
+    def __init__(
+        self,
+        ckpts: int | Sequence[int] = (1, 2, 3, 4),
+        rho: float | Schedule = 0.05,
+        *,
+        perturbation: Perturbation | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        select = Select(ckpts)
+        self.ckpts = select.ckpts
+        super().__init__(rho, perturbation, select, timing)
+
+
+class SAMDirection(Rule):
+    r"""SAM's signs with the base gradient's magnitudes: d = \|g\| * sign(s), elementwise. Two passes.
+
+    Args:
+        rho: radius of the perturbation.
+        perturbation: where pass two looks; SAM's by default.
+        timing: which steps perturb; all by default.
+    """
+
+    def __init__(
+        self, rho: float | Schedule = 0.05, *, perturbation: Perturbation | None = None, timing: Timing | None = None
+    ) -> None:
+        super().__init__(rho, perturbation, Direction(), timing)
+
+
+class SAMMagnitude(Rule):
+    r"""SAM's magnitudes with the base gradient's signs: d = \|s\| * sign(g), elementwise. Two passes.
+
+    Args:
+        rho: radius of the perturbation.
+        perturbation: where pass two looks; SAM's by default.
+        timing: which steps perturb; all by default.
+    """
+
+    def __init__(
+        self, rho: float | Schedule = 0.05, *, perturbation: Perturbation | None = None, timing: Timing | None = None
+    ) -> None:
+        super().__init__(rho, perturbation, Magnitude(), timing)

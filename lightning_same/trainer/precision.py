@@ -1,0 +1,14 @@
+"""What mixed precision does to the loss."""
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+
+def loss_scale(trainer: pl.Trainer, device: torch.device) -> Tensor | None:
+    """What the loss scaler multiplies the loss by, on the device; None without one. Nothing waits for the device."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return None
+    scale: Tensor = scaler.scale(torch.ones((), device=device))
+    return scale
