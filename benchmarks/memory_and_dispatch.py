@@ -31,10 +31,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from workloads import MLP, RESNET_16, TRANSFORMER, Net, Workload
 
 from lightning_same import GSAM, SAM, SAME, CheckpointFractionMonitor, CustomSAME, Rule, with_sam
-from lightning_same.replay import snapshot
+from lightning_same.replay import tensor_copies
 from lightning_same.replay.snapshot import Snapshot
 from lightning_same.rules.state import Memory
-from lightning_same.two_pass import controller
+from lightning_same.two_pass import routes
 
 CONVOLUTIONS = Workload(
     "convolutions, batch 8",
@@ -161,7 +161,7 @@ def replay_share(workload: Workload, steps: int) -> float:
     with (
         patch.object(Snapshot, "__init__", watched(Snapshot.__init__)),
         patch.object(Snapshot, "restore", watched(Snapshot.restore)),
-        patch.object(controller, "copy_of", watched(controller.copy_of)),
+        patch.object(routes, "copy_of", watched(routes.copy_of)),
     ):
         took = fit(with_sam(Net(workload), SAM()), workload, steps)
     return 5 * statistics.mean(spent) / statistics.median(each.cpu for each in took)  # Two, two and one in a step.
@@ -184,7 +184,7 @@ class Watch(pl.Callback):
 def waits(rule: Rule | None) -> int:
     """Waits in steps of a fit with BatchNorm, dropout and fractions at every step; the CPU does as accelerators do."""
     watch, monitor = Watch(), CheckpointFractionMonitor(every_n_steps=1)
-    with patch.object(snapshot, "_changed", lambda tensor, value: True):
+    with patch.object(tensor_copies, "_must_be_written", lambda tensor, value: True):
         fit(with_sam(Net(CONVOLUTIONS), rule), CONVOLUTIONS, 6, *([] if rule is None else [monitor]), watch)
     return sum(number for name, number in watch.counted.names.items() if name in WAITS)
 

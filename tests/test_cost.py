@@ -29,7 +29,7 @@ from lightning_same import (
     with_sam,
 )
 from lightning_same.gradients import tensors
-from lightning_same.replay import snapshot
+from lightning_same.replay import tensor_copies
 from lightning_same.rules.state import Memory
 
 RULES = [SAM(), ASAM(), USAM(), SAME(1, 2.0), CustomSAME(3.0), CheckpointSelect((1, 4)), WSAM(), GSAM()]
@@ -138,7 +138,7 @@ class Stateful(Plain):
 @pytest.fixture
 def like_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compared before it is put back, which only a CPU does for nothing."""
-    monkeypatch.setattr(snapshot, "_changed", lambda tensor, value: True)
+    monkeypatch.setattr(tensor_copies, "_must_be_written", lambda tensor, value: True)
 
 
 def waits(rule: Rule | None, kind: Any, **options: Any) -> int:

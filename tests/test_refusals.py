@@ -103,7 +103,7 @@ def test_refused_before_the_first_step(kind: Any, error: type[Exception], messag
     with pytest.raises(error, match=f"(?s){message}"):
         fit(module)
     assert module.steps == 0
-    assert module._two_pass is None
+    assert module._route is None
 
 
 @pytest.mark.parametrize("kind", [OverriddenBackward, NoOptimizer, Sparse], ids=lambda kind: kind.__name__)
@@ -133,7 +133,7 @@ def test_strategies_that_cannot_work_are_refused(strategy: Any, message: str) ->
     made = trainer()
     made.strategy.__class__ = type(strategy.__name__, (strategy,), {})
     with pytest.raises(RuntimeError, match=message):
-        check_module(build(Net), made, SAMMixin)
+        check_module(build(Net), made)
 
 
 @pytest.mark.parametrize(

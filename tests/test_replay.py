@@ -17,7 +17,7 @@ from torch import nn
 
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.random_state import NUMPY, PYTHON, Python, Twister
-from lightning_same.replay.snapshot import LONG, Snapshot
+from lightning_same.replay.snapshot import LENGTH_LIMIT, Snapshot
 
 
 class Stateful(pl.LightningModule):
@@ -199,7 +199,7 @@ def test_frozen_parameters_are_held_and_trained_ones_are_not() -> None:
 def test_a_large_frozen_backbone_and_gathered_outputs_are_not_copied() -> None:
     module = nn.ModuleDict({"head": nn.Linear(2, 2), "backbone": nn.Linear(40, 40).requires_grad_(False)})
     module.outputs = [torch.zeros(100)]
-    assert Snapshot(module, list(module["head"].parameters()))._tensors == {}
+    assert Snapshot(module, list(module["head"].parameters())).nbytes == 0
 
 
 def test_graphs_kept_across_a_restore_stay_usable() -> None:
@@ -214,12 +214,12 @@ def test_graphs_kept_across_a_restore_stay_usable() -> None:
 
 def test_long_lists_are_copied_but_not_looked_into() -> None:
     module = nn.Identity()
-    module.long = [torch.zeros(1) for _ in range(LONG + 1)]
+    module.long = [torch.zeros(1) for _ in range(LENGTH_LIMIT + 1)]
     start = Snapshot(module)
     module.long.pop()
     start.restore()
-    assert len(module.long) == LONG + 1
-    assert len(start._tensors) == 0
+    assert len(module.long) == LENGTH_LIMIT + 1
+    assert start.nbytes == 0
 
 
 def test_shared_and_self_referring_state() -> None:
@@ -240,7 +240,7 @@ def test_history_of_results_is_not_copied() -> None:
     module = nn.Linear(1, 1)
     module.last = module(torch.ones(1))
     start = Snapshot(module, list(module.parameters()))
-    assert start._tensors == {}
+    assert start.nbytes == 0
     module.last = None
     start.restore()
     assert module.last.grad_fn is not None

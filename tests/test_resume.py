@@ -154,9 +154,9 @@ def test_what_is_written_after_a_fit_goes_on_as_well(tmp_path: Path) -> None:
         (SAM(0.3), SAM(0.3), None),
         (None, None, None),
         (SAM(0.0), None, None),
-        (SAM(0.3), SAM(0.1), "written by training by SAM(rho=0.3); from here on it goes on by SAM(rho=0.1)"),
-        (SAM(0.3), None, "by SAM(rho=0.3); from here on it goes on without SAM"),
-        (None, SAME(1, 2.0, 0.3), "without SAM; from here on it goes on by SAME(ckpt=1, condition=2.0, rho=0.3)"),
+        (SAM(0.3), SAM(0.1), "written by training with SAM(rho=0.3); training continues with SAM(rho=0.1)"),
+        (SAM(0.3), None, "with SAM(rho=0.3); training continues without SAM"),
+        (None, SAME(1, 2.0, 0.3), "without SAM; training continues with SAME(ckpt=1, condition=2.0, rho=0.3)"),
     ],
     ids=repr,
 )

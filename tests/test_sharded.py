@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from lightning_same import SAM, SAME, LookSAM, Rule, VaSSO, checkpoint_fractions, with_sam
-from lightning_same.gradients.grads import settle
+from lightning_same.gradients.grads import add_partial_grads
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.rules.timing import RandomSteps
 
@@ -196,7 +196,7 @@ def settle_summands() -> list[Any]:
     param = torch.nn.Parameter(DTensor.from_local(torch.zeros(2), mesh, [Replicate()]))
     here = torch.full((2,), float(torch.distributed.get_rank() + 1))
     param.grad = DTensor.from_local(here, mesh, [Partial()])
-    settle([param])
+    add_partial_grads([param])
     return [param.grad.placements == param.placements, param.grad.to_local().tolist()]
 
 

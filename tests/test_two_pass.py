@@ -628,7 +628,7 @@ def test_a_module_is_copied_in_the_middle_of_a_fit() -> None:
     class CopyEachStep(Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
             twin = pickle.loads(pickle.dumps(copy.deepcopy(pl_module)))
-            assert twin._two_pass is None
+            assert twin.sam_pass == 0
 
     fit(with_sam(build(Plain), SAM(0.2)), callbacks=[CopyEachStep()], max_steps=2)
 

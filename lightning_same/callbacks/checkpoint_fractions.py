@@ -8,7 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_same.callbacks.gradient_monitor import GradientMonitor, keyed, tallied
-from lightning_same.callbacks.probe import LossFn, NoisyMask
+from lightning_same.callbacks.noisy_samples import NoisyMask
+from lightning_same.callbacks.probe import LossFn
 from lightning_same.gradients.checkpoints import (
     CKPTS,
     RATIO_EDGES,
@@ -80,13 +81,13 @@ class CheckpointFractionMonitor(GradientMonitor):
         """The shares, by their keys."""
         sizes = [grad.numel() for grad in gradients.grads]
         counts, layers = tallied(checkpoint_counts, gradients, names)
-        found = keyed(f"ckpt_fraction{of}", fractions_of(counts, sum(sizes))._asdict())
+        values = keyed(f"ckpt_fraction{of}", fractions_of(counts, sum(sizes))._asdict())
         for name, layer, size in zip(names, layers, sizes, strict=False):
             if name is None:
                 continue
-            found |= keyed(f"ckpt_fraction{of}_layer/{name}", fractions_of(layer, max(1, size))._asdict())
+            values |= keyed(f"ckpt_fraction{of}_layer/{name}", fractions_of(layer, max(1, size))._asdict())
         if self.histogram:
             bins, _ = tallied(ratio_counts, gradients)
             for k, row in zip(CKPTS, shares(bins, sum(sizes)), strict=True):
-                found |= keyed(f"ckpt_histogram{of}/ckpt{k}", dict(zip(BINS, row, strict=True)))
-        return found
+                values |= keyed(f"ckpt_histogram{of}/ckpt{k}", dict(zip(BINS, row, strict=True)))
+        return values

@@ -10,10 +10,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_same.callbacks.probe import LossFn, NoisyMask, check_probe, probe
+from lightning_same.callbacks.cadence import Cadence
+from lightning_same.callbacks.noisy_samples import NoisyMask
+from lightning_same.callbacks.probe import LossFn, check_probe, probe
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.rules.base import Rule
-from lightning_same.rules.settings import check_int, check_number
+from lightning_same.rules.settings import check_number
+from lightning_same.trainer.logging import log_now
+from lightning_same.trainer.loop import callbacks_of, is_accumulating
 
 
 class GradientMonitor(Callback, abc.ABC):
@@ -54,19 +58,11 @@ class GradientMonitor(Callback, abc.ABC):
         rho: float,
         loss_fn: LossFn | None,
     ) -> None:
-        name = type(self).__name__
-        for option, every in {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs}.items():
-            if every is not None:
-                check_int(self, option, every, at_least=1)
-        if every_n_steps is not None and every_n_epochs is not None:
-            raise ValueError(
-                f"{name}: `every_n_epochs` measures the first step of an epoch, so that `every_n_steps` has no meaning"
-                f" beside it; got {every_n_epochs} and {every_n_steps}. Give one of them."
-            )
+        self.cadence = Cadence(self, every_n_steps, every_n_epochs)
         if noisy_mask is not None and not callable(noisy_mask):
-            raise ValueError(f"{name}: `noisy_mask` must be a function of the batch, got {noisy_mask!r}.")
-        self.every_n_steps = every_n_steps
-        self.every_n_epochs = every_n_epochs
+            raise ValueError(
+                f"{type(self).__name__}: `noisy_mask` must be a function of the batch, got {noisy_mask!r}."
+            )
         self.per_layer = per_layer
         self.noisy_mask = noisy_mask
         self.prog_bar = prog_bar
@@ -87,13 +83,7 @@ class GradientMonitor(Callback, abc.ABC):
 
     def wants_two_pass_gradients(self, trainer: pl.Trainer) -> bool:
         """Whether this step is measured."""
-        loop = trainer.fit_loop.epoch_loop
-        if self.every_n_epochs is not None:
-            first = loop.batch_idx < trainer.accumulate_grad_batches
-            return first and trainer.current_epoch % self.every_n_epochs == 0
-        every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        # As Lightning counts for its own logging: one for each batch that steps, however many optimizers step in it.
-        return every > 0 and loop._batches_that_stepped % every == 0
+        return self.cadence.measures_step(trainer)
 
     def on_two_pass_gradients(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, gradients: TwoGradients
@@ -123,36 +113,27 @@ class GradientMonitor(Callback, abc.ABC):
         if batch_idx % trainer.accumulate_grad_batches or (by_a_rule and self.noisy_mask is None):
             return
         # The first of those that want the same gradients takes them for all.
-        sharing = [each for each in self._alike(trainer) if each.noisy_mask is not None or not by_a_rule]
+        sharing = [monitor for monitor in self._alike(trainer) if monitor.noisy_mask is not None or not by_a_rule]
         if not sharing or sharing[0] is not self:
             return
-        masks = tuple(dict.fromkeys(each.noisy_mask for each in sharing if each.noisy_mask is not None))
-        found = probe(trainer, pl_module, batch, batch_idx, self.rho, self.loss_fn, masks)
-        if found is None:
+        masks = tuple(dict.fromkeys(monitor.noisy_mask for monitor in sharing if monitor.noisy_mask is not None))
+        probed = probe(trainer, pl_module, batch, batch_idx, self.rho, self.loss_fn, masks)
+        if probed is None:
             return
-        for each in sharing:
+        for monitor in sharing:
             if not by_a_rule:
-                each.on_two_pass_gradients(trainer, pl_module, found.whole)
-            parts = found.parts.get(each.noisy_mask, {}) if each.noisy_mask is not None else {}
+                monitor.on_two_pass_gradients(trainer, pl_module, probed.whole)
+            parts = probed.parts.get(monitor.noisy_mask, {}) if monitor.noisy_mask is not None else {}
             for part, gradients in parts.items():
-                each._measure(pl_module, gradients, f"_{part}")
+                monitor._measure(pl_module, gradients, f"_{part}")
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        if not self._values or loop._should_accumulate():
-            return
-        values, self._values = self._values, {}
-        # Not by `self.log`, which would write the same values again at every step until the epoch ends.
-        trainer.callback_metrics.update(values)
-        if trainer.is_global_zero and (trainer.loggers or self.prog_bar):
-            row = _floats(values)
-            for logger in trainer.loggers:
-                logger.log_metrics(row, step=loop._batches_that_stepped)
-            if self.prog_bar:
-                trainer.progress_bar_metrics.update({self.shown[key]: row[key] for key in self.shown if key in row})
+        if self._values and not is_accumulating(trainer):
+            values, self._values = self._values, {}
+            log_now(trainer, values, prog_bar=self.shown if self.prog_bar else None)
 
     def _measure(self, module: pl.LightningModule, gradients: TwoGradients, of: str = "") -> None:
         names: list[str | None] = []
@@ -163,10 +144,11 @@ class GradientMonitor(Callback, abc.ABC):
 
     def _alike(self, trainer: pl.Trainer) -> Iterator["GradientMonitor"]:
         """The Trainer's monitors that measure this step on the same loss with the same radius."""
-        for each in trainer.callbacks:  # type: ignore[attr-defined]
-            same = isinstance(each, GradientMonitor) and (each.rho, each.loss_fn) == (self.rho, self.loss_fn)
-            if same and each.wants_two_pass_gradients(trainer):
-                yield each
+        monitors = [callback for callback in callbacks_of(trainer) if isinstance(callback, GradientMonitor)]
+        for monitor in monitors:
+            same = (monitor.rho, monitor.loss_fn) == (self.rho, self.loss_fn)
+            if same and monitor.wants_two_pass_gradients(trainer):
+                yield monitor
 
 
 def trains_by_a_rule(module: pl.LightningModule) -> bool:
@@ -177,13 +159,6 @@ def trains_by_a_rule(module: pl.LightningModule) -> bool:
 def names_of(module: pl.LightningModule) -> dict[Tensor, str]:
     """The names of its parameters."""
     return {param: name for name, param in module.named_parameters()}
-
-
-def _floats(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """The values on the host, after one wait for the device and not one for each."""
-    device = next(iter(values.values())).device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return dict(zip(values, torch.stack([value.to(device, dtype) for value in values.values()]).tolist(), strict=True))
 
 
 def tallied(

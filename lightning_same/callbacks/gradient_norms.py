@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_same.callbacks.gradient_monitor import GradientMonitor, keyed, names_of, tallied
-from lightning_same.callbacks.probe import LossFn, NoisyMask
+from lightning_same.callbacks.noisy_samples import NoisyMask
+from lightning_same.callbacks.probe import LossFn
 from lightning_same.gradients.norms import norms_of, sums_of_squares
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.tensors import global_norm
@@ -79,15 +80,15 @@ class GradientNormMonitor(GradientMonitor):
     def measured(self, gradients: TwoGradients, names: Sequence[str | None], of: str = "") -> dict[str, Tensor]:
         """The norms and cosines, by their keys."""
         sums, layers = tallied(sums_of_squares, gradients, names)
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         places = [of, *(None if name is None else f"{of}_layer/{name}" for name in names)]
-        for place, each in zip(places, [sums, *layers], strict=True):
+        for place, squares in zip(places, [sums, *layers], strict=True):
             if place is None:
                 continue
-            norms = norms_of(each, gradients.scale)._asdict()
-            found[f"grad_cosine{place}"] = norms.pop("cosine")
-            found |= keyed(f"grad_norm{place}", norms)
-        return found
+            norms = norms_of(squares, gradients.scale)._asdict()
+            values[f"grad_cosine{place}"] = norms.pop("cosine")
+            values |= keyed(f"grad_norm{place}", norms)
+        return values
 
     @override
     @torch.no_grad()

@@ -10,12 +10,12 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
-from lightning_same.gradients.grads import put
+from lightning_same.callbacks.noisy_samples import NoisyMask, Samples, clean_and_noisy
+from lightning_same.gradients.grads import set_grads
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.sharding import any_sharded
 from lightning_same.replay.batch import copy_of
-from lightning_same.replay.muting import muted, muted_loggers
-from lightning_same.replay.snapshot import Snapshot
+from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.sam import SAM
 from lightning_same.trainer.distributed import ddp_model
 from lightning_same.trainer.optimizers import trained
@@ -23,19 +23,7 @@ from lightning_same.trainer.precision import loss_scale
 from lightning_same.trainer.training_step import check_loss, training_loss
 
 LossFn = Callable[[pl.LightningModule, Any], Tensor]
-NoisyMask = Callable[[Any], Tensor]
-
-
-class Samples(NamedTuple):
-    """Some samples of a batch on this process.
-
-    Attributes:
-        batch: a batch of them alone; any batch where there are none.
-        weight: their share of all samples of their kind on all processes.
-    """
-
-    batch: Any
-    weight: float
+"""Gives the loss of a module for a batch."""
 
 
 class Probed(NamedTuple):
@@ -145,56 +133,48 @@ def probe(
         RuntimeError: if DDP with a static graph meets a reentrant activation checkpoint.
     """
     params = stepped(trainer, module)
-    scale, ddp = loss_scale(trainer, module.device), ddp_model(trainer)
-    samples = [Samples(batch, 1 / trainer.world_size)]
-    parts = [(mask, name, part) for mask in noisy_masks for name, part in _parts(trainer, module, batch, mask).items()]
-    samples += [part for _, _, part in parts]
+    scale = loss_scale(trainer, module.device)
+    whole = Samples(batch, 1 / trainer.world_size)
+    parts = [
+        (mask, name, samples)
+        for mask in noisy_masks
+        for name, samples in clean_and_noisy(trainer, module, batch, mask).items()
+    ]
 
-    def gradient(of: Samples) -> Sequence[Tensor | None] | None:
-        given = copy_of(of.batch)
-        with torch.enable_grad(), trainer.precision_plugin.train_step_context():
-            loss = training_loss(module, given, batch_idx) if loss_fn is None else loss_fn(module, given)
-        if loss is None:
+    def mean_gradient(samples: Samples, ascent: Mapping[Tensor, Tensor] | None = None) -> dict[Tensor, Tensor] | None:
+        """The gradient at w, or at the perturbed weights; None if the training step returns None for the batch."""
+        rewind()
+        with nullcontext() if ascent is None else SAM(rho).perturbed([*ascent], [*ascent.values()]):
+            # Without samples too: the forward or the backward may wait for the other processes.
+            loss = _loss(trainer, module, copy_of(samples.batch), batch_idx, loss_fn)
+            grads = None
+            if loss is not None:
+                loss = loss if samples.weight else loss * 0.0
+                grads = derivatives(loss if scale is None else loss * scale, params, module)
+        if grads is None and samples is whole:
             return None
-        check_loss(loss, f"{type(module).__name__}.training_step" if loss_fn is None else "`loss_fn`")
-        if ddp is not None and ddp.static_graph and _recomputes(loss):
-            raise RuntimeError(
-                f"{type(module).__name__} has activation checkpoints with `use_reentrant=True`, whose gradients cannot"
-                " be measured beside DDP's `static_graph=True`. Use `use_reentrant=False`."
-            )
-        if not of.weight:
-            loss = loss * 0.0
-        return derivatives(loss if scale is None else loss * scale, params, module)
+        return _mean(trainer, params, grads if samples.weight else None, samples.weight)
 
-    def gradients(along: Mapping[Tensor, Tensor] | None = None) -> list[dict[Tensor, Tensor]] | None:
-        found: list[dict[Tensor, Tensor]] = []
-        for of in samples:
-            before.restore()
-            with nullcontext() if along is None else SAM(rho).perturbed([*along], [*along.values()]):
-                # Without samples too: the forward or the backward may wait for the other processes.
-                grads = gradient(of)
-            if grads is None and of is samples[0]:
-                return None
-            found.append(_mean(trainer, params, grads if of.weight else None, of.weight))
-        return found
-
-    with muted(module), muted_loggers(trainer):
-        # With no parameter left out: a training step may write to any of them.
-        before = Snapshot(module, device=module.device)
-        try:
-            grads = gradients()
-            perturbed_grads = gradients(grads[0]) if grads and grads[0] else None
-        finally:
-            before.restore()
-    if grads is None or perturbed_grads is None:
+    with undisturbed(trainer, module) as rewind:
+        base = mean_gradient(whole)
+        base_of_parts = [mean_gradient(samples) for *_, samples in parts] if base else []
+        perturbed = mean_gradient(whole, base) if base else None
+        perturbed_of_parts = [mean_gradient(samples, base) for *_, samples in parts] if perturbed else []
+    if base is None or perturbed is None:
         return None
-    reached = [*grads[0]]
-    both = ([_filled(reached, each) for each in pair] for pair in zip(grads, perturbed_grads, strict=True))
-    whole, *others = (TwoGradients(reached, g, s, scale) for g, s in both)
-    found: dict[NoisyMask, dict[str, TwoGradients]] = {}
-    for (mask, name, _), each in zip(parts, others, strict=True):
-        found.setdefault(mask, {})[name] = each
-    return Probed(whole, found)
+    reached = [*base]
+
+    def pair(grads: Mapping[Tensor, Tensor] | None, perturbed_grads: Mapping[Tensor, Tensor] | None) -> TwoGradients:
+        aligned = [
+            [known[param] if known and param in known else torch.zeros_like(param) for param in reached]
+            for known in (grads, perturbed_grads)
+        ]
+        return TwoGradients(reached, aligned[0], aligned[1], scale)
+
+    pairs: dict[NoisyMask, dict[str, TwoGradients]] = {}
+    for (mask, name, _), g, s in zip(parts, base_of_parts, perturbed_of_parts, strict=True):
+        pairs.setdefault(mask, {})[name] = pair(g, s)
+    return Probed(pair(base, perturbed), pairs)
 
 
 def stepped(trainer: pl.Trainer, module: nn.Module) -> list[Tensor]:
@@ -213,13 +193,13 @@ def derivatives(loss: Tensor, params: Sequence[Tensor], module: nn.Module) -> Se
     # checkpoints that call `.backward` in their own. DDP's reducer listens only after a forward of its wrapper.
     leaves = dict.fromkeys([*module.parameters(), *params])
     kept = {param: param.grad for param in leaves}
-    put(dict.fromkeys(leaves))
+    set_grads(dict.fromkeys(leaves))
     try:
         with nullcontext() if sharded else _without_hooks(leaves):
             loss.backward()  # type: ignore[no-untyped-call]
         return [param.grad for param in params]
     finally:
-        put(kept)
+        set_grads(kept)
 
 
 def _recomputes(loss: Tensor) -> bool:
@@ -250,35 +230,22 @@ def _without_hooks(params: Iterable[Tensor]) -> Iterator[None]:
             hooks.update(items)
 
 
-def _parts(trainer: pl.Trainer, module: nn.Module, batch: Any, noisy_mask: NoisyMask) -> dict[str, Samples]:
-    """The clean and the noisy samples, if there are any on any process."""
-    noisy = noisy_mask(batch)
-    if not (isinstance(noisy, Tensor) and noisy.dtype == torch.bool and noisy.dim() == 1):
-        got = f"{noisy.dtype} of shape {tuple(noisy.shape)}" if isinstance(noisy, Tensor) else repr(noisy)
-        raise ValueError(f"`noisy_mask` must return a boolean tensor with one element per sample, got {got}.")
-    masks = {"clean": ~noisy, "noisy": noisy}
-    counts = torch.stack([mask.sum() for mask in masks.values()])
-    fewest = 2 if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules()) else 1
-    counts = torch.where(counts < fewest, 0, counts)
-    totals = trainer.strategy.reduce(counts.clone(), reduce_op="sum")
-    found = {}
-    for (name, mask), count, total in zip(masks.items(), counts.tolist(), totals.tolist(), strict=True):
-        if total:
-            found[name] = Samples(_rows(batch, mask) if count else batch, count / total)
-    return found
-
-
-def _rows(batch: Any, mask: Tensor) -> Any:
-    """The batch, cut down to the samples under the mask."""
-    leaves, structure = torch.utils._pytree.tree_flatten(batch)
-    long = [isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == len(mask) for leaf in leaves]
-    if not any(long):
-        raise ValueError(
-            f"`noisy_mask` returned {len(mask)} elements, but the batch, a {type(batch).__name__}, holds no tensor of"
-            " that length to cut. Tensors may be nested in lists, tuples and dicts."
+def _loss(
+    trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int, loss_fn: LossFn | None
+) -> Tensor | None:
+    """The loss of a batch; None if the training step returns None."""
+    with torch.enable_grad(), trainer.precision_plugin.train_step_context():
+        loss = training_loss(module, batch, batch_idx) if loss_fn is None else loss_fn(module, batch)
+    if loss is None:
+        return None
+    check_loss(loss, f"{type(module).__name__}.training_step" if loss_fn is None else "`loss_fn`")
+    ddp = ddp_model(trainer)
+    if ddp is not None and ddp.static_graph and _recomputes(loss):
+        raise RuntimeError(
+            f"{type(module).__name__} has activation checkpoints with `use_reentrant=True`, whose gradients cannot"
+            " be measured beside DDP's `static_graph=True`. Use `use_reentrant=False`."
         )
-    cut = [leaf[mask.to(leaf.device)] if each else leaf for leaf, each in zip(leaves, long, strict=True)]
-    return torch.utils._pytree.tree_unflatten(cut, structure)
+    return loss
 
 
 def _mean(
@@ -301,7 +268,3 @@ def _mean(
     parts = torch.split(flat[len(counts) :] / total, [param.numel() for param in params])
     means = zip(params, parts, known, strict=True)
     return {param: part.view_as(param).to(param.dtype) for param, part, somewhere in means if somewhere}
-
-
-def _filled(params: Sequence[Tensor], grads: Mapping[Tensor, Tensor]) -> list[Tensor]:
-    return [grads[param] if param in grads else torch.zeros_like(param) for param in params]

@@ -1,9 +1,7 @@
 """How sharp the loss is while a model trains: when to measure it, and what to log."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -12,20 +10,21 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_same.callbacks.cadence import Cadence
+from lightning_same.callbacks.mean_loss import Mode, mean_loss
 from lightning_same.callbacks.probe import LossFn, check_probe
 from lightning_same.curvature.eigenvalues import TopEigenvalue, measured
 from lightning_same.curvature.hessian import Hessian
 from lightning_same.replay.batch import copy_of
-from lightning_same.replay.muting import muted, muted_loggers
-from lightning_same.replay.snapshot import Snapshot
+from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.base import Rule
 from lightning_same.rules.sam import SAM
 from lightning_same.rules.schedules import value
 from lightning_same.rules.settings import check_int, check_number
+from lightning_same.trainer.logging import log_now
+from lightning_same.trainer.loop import steps_logged
 from lightning_same.trainer.optimizers import progress_of, radii_of
-from lightning_same.trainer.training_step import check_loss, training_loss
-
-Mode = Literal["eval", "train"]
+from lightning_same.trainer.training_step import batch_on_device, training_loss
 
 EVERY_N_STEPS = 500
 """In later training a measurement costs the median of 20 training steps, which is then 4 % of the training."""
@@ -80,6 +79,8 @@ class SharpnessMonitor(Callback):
         ValueError: if an option is out of range, or ``every_n_steps`` and ``every_n_epochs`` are both given.
     """
 
+    shown: ClassVar = {"sharpness/top_eigenvalue": "top_eigenvalue"}
+
     def __init__(
         self,
         *,
@@ -97,22 +98,18 @@ class SharpnessMonitor(Callback):
         seed: int = 0,
         prog_bar: bool = False,
     ) -> None:
-        counts = {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs, "max_products": max_products}
+        self.cadence = Cadence(self, every_n_steps, every_n_epochs, default_steps=EVERY_N_STEPS)
+        counts = {"max_products": max_products}
         if not isinstance(probe_batches, Sequence):
             counts["probe_batches"] = probe_batches
         elif not probe_batches:
             raise ValueError("SharpnessMonitor: `probe_batches` holds no batch.")
         for name, count in counts.items():
-            if count is not None:
-                check_int(self, name, count, at_least=1)
-        if every_n_steps is not None and every_n_epochs is not None:
-            raise ValueError("SharpnessMonitor: give either `every_n_steps` or `every_n_epochs`, not both.")
+            check_int(self, name, count, at_least=1)
         if rho is not None:
             check_number(self, "rho", rho, above=0)
         if mode not in get_args(Mode):
             raise ValueError(f'SharpnessMonitor: `mode` must be "eval" or "train", got {mode!r}.')
-        self.every_n_steps = every_n_steps or (None if every_n_epochs else EVERY_N_STEPS)
-        self.every_n_epochs = every_n_epochs
         self.probe_batches = probe_batches
         self.loss_fn = loss_fn
         self.samples_fn = samples_fn
@@ -136,12 +133,8 @@ class SharpnessMonitor(Callback):
         check_probe(pl_module, trainer, self.loss_fn, "SharpnessMonitor", curvature=True)
         self._batches, self._vector, self._measured = [], None, False
         if not isinstance(self.probe_batches, int):
-            before = Snapshot(pl_module, list(pl_module.parameters()), pl_module.device)
-            # What the training loop does to each of its batches.
-            for batch in map(trainer.precision_plugin.convert_input, self.probe_batches):
-                on_its_way = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-                self._batches.append(trainer.strategy.batch_to_device(on_its_way, dataloader_idx=0))
-            before.restore()  # A module may augment what it moves.
+            with undisturbed(trainer, pl_module):  # A module may augment what it moves.
+                self._batches = [batch_on_device(trainer, pl_module, batch) for batch in self.probe_batches]
         self._last_step, self._loaded_step = self._loaded_step, None
 
     @override
@@ -158,17 +151,16 @@ class SharpnessMonitor(Callback):
     ) -> None:
         if isinstance(self.probe_batches, int) and len(self._batches) < self.probe_batches:
             self._batches.append(copy_of(batch))
-        if self.every_n_steps is not None and self._ready() and self._due(trainer.global_step, self.every_n_steps):
-            self._measure(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
+        if self._ready() and self.cadence.is_overdue(trainer, self._last_step):
+            self._measure(trainer, pl_module, steps_logged(trainer))
             if self._ready():
-                self._last_step = trainer.global_step
+                self._last_step = steps_logged(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        every = self.every_n_epochs
-        if every is not None and self._ready() and (trainer.current_epoch + 1) % every == 0:
+        if self._ready() and self.cadence.measures_epoch_end(trainer):
             # The step under which Lightning logs what belongs to the epoch that has ended.
-            self._measure(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+            self._measure(trainer, pl_module, steps_logged(trainer) - 1)
         if not self._ready() and not self._warned:
             self._warned = True
             rank_zero_warn(
@@ -188,9 +180,6 @@ class SharpnessMonitor(Callback):
         """Whether all batches are there. Their number is the same on all processes, so all measure together."""
         return not isinstance(self.probe_batches, int) or len(self._batches) == self.probe_batches
 
-    def _due(self, step: int, every: int) -> bool:
-        return self._last_step is None or step // every > self._last_step // every
-
     def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         if self.loss_fn is None and not all(having := self._with_a_loss(trainer, module)):
             waits = isinstance(self.probe_batches, int) and not self._measured
@@ -202,7 +191,7 @@ class SharpnessMonitor(Callback):
             )
             return
         self._measured = True
-        with undisturbed(
+        with mean_loss(
             trainer, module, self._batches, self.loss_fn, self.samples_fn, self.mode, "SharpnessMonitor"
         ) as loss:
             hessian = Hessian(**loss)
@@ -220,15 +209,14 @@ class SharpnessMonitor(Callback):
     def _with_a_loss(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[bool]:
         """For which batches the training step returns one, on all processes. Lightning allows None."""
         missing = []
-        with muted(module), muted_loggers(trainer), torch.no_grad():
-            before = Snapshot(module, device=module.device)  # Of the muted module, or else it would be heard again.
+        with undisturbed(trainer, module) as rewind, torch.no_grad():
             for batch in self._batches:
-                try:
-                    missing.append(training_loss(module, copy_of(batch), 0) is None)
-                finally:
-                    before.restore()
-        found = torch.tensor(missing, dtype=torch.float32, device=module.device)
-        return [number == 0 for number in trainer.strategy.reduce(found, reduce_op="sum").tolist()]
+                rewind()
+                missing.append(training_loss(module, copy_of(batch), 0) is None)
+        missing_anywhere = trainer.strategy.reduce(
+            torch.tensor(missing, dtype=torch.float32, device=module.device), reduce_op="sum"
+        )
+        return [processes == 0 for processes in missing_anywhere.tolist()]
 
     def _ascent_gap(self, trainer: pl.Trainer, module: pl.LightningModule, hessian: Hessian) -> float:
         """L(w + e) - L(w)."""
@@ -258,62 +246,4 @@ class SharpnessMonitor(Callback):
             "sharpness/converged": float(top.converged),
             "sharpness/ascent_gap": gap,
         }
-        # Not by `self.log`, which would write the same values again at every step until the epoch ends.
-        trainer.callback_metrics.update({name: torch.tensor(number) for name, number in row.items()})
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.log_metrics(row, step=step)
-            if self.prog_bar:
-                trainer.progress_bar_metrics["top_eigenvalue"] = top.value
-
-
-@contextmanager
-def undisturbed(
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    batches: Sequence[Any],
-    loss_fn: LossFn | None = None,
-    samples_fn: Callable[[Any], int] | None = None,
-    mode: Mode = "eval",
-    owner: str = "sharpness",
-) -> Iterator[dict[str, Any]]:
-    """A module's mean loss on batches, to be measured in a ``with`` block that leaves no trace.
-
-    Every forward sees the same random numbers and buffers. Afterwards weights, ``.grad``, buffers, random state,
-    metrics, attributes, modes and logs are bit for bit what they were.
-
-    Args:
-        trainer: the module's Trainer.
-        module: the module, itself and not its wrapper.
-        batches: on the module's device; they are not changed.
-        loss_fn: mean loss of ``(module, batch)``. Default: the module's training step.
-        samples_fn: number of samples of a batch. Default: the leading dimension of its tensors.
-        mode: "eval", or "train" for the modes that the submodules are in.
-        owner: for error messages.
-
-    Yields:
-        The arguments of `Hessian`, and of the measures that take the same.
-    """
-    trained = [param for param in module.parameters() if param.requires_grad]
-
-    def loss(batch: Any) -> Tensor:
-        each_time.restore()
-        given = copy_of(batch)
-        found = training_loss(module, given, 0) if loss_fn is None else loss_fn(module, given)
-        return check_loss(
-            found, f"{owner}: {type(module).__name__}.training_step" if loss_fn is None else f"{owner}: `loss_fn`"
-        )
-
-    with muted(module), muted_loggers(trainer):
-        # Before a forward the weights may be perturbed; afterwards a training step may have written to any of them.
-        each_time, before = Snapshot(module, trained, module.device), Snapshot(module, device=module.device)
-        try:
-            yield {
-                "loss_fn": loss,
-                "params": module if mode == "eval" else trained,
-                "batches": batches,
-                "samples": None if samples_fn is None else [samples_fn(batch) for batch in batches],
-                "reduce": None if trainer.world_size == 1 else partial(trainer.strategy.reduce, reduce_op="sum"),
-            }
-        finally:
-            before.restore()
+        log_now(trainer, row, step=step, prog_bar=self.shown if self.prog_bar else None)

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-from lightning_same.callbacks.sharpness import Mode, undisturbed
+from lightning_same.callbacks.mean_loss import Mode, mean_loss
 from lightning_same.cli.fit import SAMCLI
 from lightning_same.curvature.eigenvalues import GradientCurvature, TopEigenvalue, gradient_curvature, top_eigenvalue
 from lightning_same.curvature.spectrum import HessianTrace, SpectralDensity, hessian_trace, spectral_density
@@ -76,7 +76,7 @@ def main(args: Sequence[str]) -> None:
     prepare(cli)
     load(cli, path)
     batches = list(islice(training_batches(cli), cli.option("probe_batches")))
-    with undisturbed(cli.trainer, cli.model, batches, mode=cli.option("mode")) as loss:
+    with mean_loss(cli.trainer, cli.model, batches, mode=cli.option("mode")) as loss:
         top = top_eigenvalue(**loss, both_ends=True, max_products=100)
         trace = hessian_trace(**loss, probes=cli.option("trace_probes"))
         along = gradient_curvature(**loss)

@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
-def put(grads: Mapping[Tensor, Tensor | None]) -> None:
+def set_grads(grads: Mapping[Tensor, Tensor | None]) -> None:
     """Put gradients into ``.grad``."""
     for param, grad in grads.items():
         param.grad = grad
 
 
-def settle(params: Iterable[Tensor]) -> None:
+def add_partial_grads(params: Iterable[Tensor]) -> None:
     """Add up gradients that tensor parallelism has left as summands on several processes."""
     for param in params:
         grad = param.grad
@@ -26,7 +26,7 @@ def grads_of(params: Iterable[Tensor]) -> list[Tensor]:
     return [param.grad for param in params if param.grad is not None]
 
 
-def fill(params: Iterable[Tensor]) -> None:
+def fill_missing_grads(params: Iterable[Tensor]) -> None:
     """Give a gradient of 0 to parameters that have none."""
     for param in params:
         if param.grad is None:

@@ -1,10 +1,11 @@
-"""Capture and replay of everything that a forward may change, so that pass two sees the world as pass one did."""
+"""The state that a forward may change: held at one moment, and put back."""
 
+import operator
 import random
 import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial, singledispatch
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -15,48 +16,47 @@ from torch import Tensor, nn
 
 from lightning_same.replay.batch import ATOMS, overlaps, storage_of
 from lightning_same.replay.random_state import random_state
+from lightning_same.replay.tensor_copies import TensorCopies
+
+REGISTERED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+"""Where a module keeps what is registered with it."""
 
 # What torch and Lightning keep for themselves in a module: a forward leaves it alone, or it belongs to the Trainer.
-INTERNAL = frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule()))
+# `log` and `print` are attributes only while they are muted.
+UNHELD = (frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule())) | {"log", "print"}) - {"training"}
 # Set once, when a metric is built; `_defaults` holds a tensor per state, which would be copied for nothing.
-METRIC_INTERNAL = INTERNAL | {"_defaults", "_persistent", "_reductions"}
-KINDS: tuple[type, ...] = (
-    nn.Module,
-    Tensor,
-    dict,
-    list,
-    deque,
-    set,
-    tuple,
-    np.ndarray,
-    torch.Generator,
-    random.Random,
-    np.random.Generator,
-    np.random.RandomState,
-)
-"""What a snapshot looks into: only these can change while they stay the same object."""
-ROOM = 4
+OF_METRIC = frozenset({"_defaults", "_persistent", "_reductions"})
+
+SIZE_LIMIT = 4
 """Tensors in one list, and frozen parameters, are held by value while they are at most so many times as large as the
 trained parameters: a momentum encoder and a list of averages are; a frozen backbone, and the outputs that an epoch
 gathers in a list, are not, and copying them at every step would cost more than the step."""
-LONG = 1024
+
+LENGTH_LIMIT = 1024
 """A list with more items is copied but not looked into, for the same reason."""
 
 
 class Attributes(NamedTuple):
-    """Those of one module.
+    """The attributes of one module.
 
     Attributes:
         now: the module's own dictionary.
-        internal: names in it that are not held.
+        unheld: names in it that are not held.
         held: the others, with their values.
         size: how many there are in all.
     """
 
     now: dict[str, Any]
-    internal: frozenset[str]
+    unheld: frozenset[str]
     held: dict[str, Any]
     size: int
+
+    def restore(self) -> None:
+        """Put the held values back, and take away attributes that were not there."""
+        self.now.update(self.held)
+        if len(self.now) > self.size:
+            for name in self.now.keys() - self.unheld - self.held.keys():
+                del self.now[name]
 
 
 class Snapshot:
@@ -64,168 +64,216 @@ class Snapshot:
 
     Held by value: buffers, persistent or not; tensors and numpy arrays in attributes of the module and its submodules;
     lists, dicts, sets and deques there, nested ones too; torchmetrics states; parameters that are not trained, such as
-    those of a momentum encoder; generators held as attributes; the global random state of torch (CPU, and the device
-    given), Python and numpy. Other attributes (numbers, strings, the user's own objects) are held by reference: a
-    counter on the module is put back, one inside an object of the user's is not. For the batch, see `copy_of`.
+    those of a momentum encoder; generators held as attributes; which submodules, parameters and buffers there are, and
+    which parameters require a gradient; the global random state of torch (CPU, and the device given), Python and numpy.
+    Other attributes (numbers, strings, the user's own objects) are held by reference: a counter on the module is put
+    back, one inside an object of the user's is not. For the batch, see `copy_of`.
 
     Args:
         module: whose state to take.
-        trained: parameters that somebody else takes care of; they and what shares their memory are left alone.
+        unheld: parameters that somebody else takes care of; they and what shares their memory are left alone.
         device: the accelerator whose random state belongs to it, if any.
+        modes: whether the modes of the submodules, "train" or "eval", are part of it.
     """
 
-    def __init__(self, module: nn.Module, trained: Sequence[Tensor] = (), device: torch.device | None = None) -> None:
-        self._undo = random_state(device)
+    def __init__(
+        self,
+        module: nn.Module,
+        unheld: Sequence[Tensor] = (),
+        device: torch.device | None = None,
+        *,
+        modes: bool = True,
+    ) -> None:
+        self.undo = random_state(device)
+        self._unheld_names = UNHELD if modes else UNHELD | {"training"}
+        self._unheld = unheld
         self._attributes: list[Attributes] = []
-        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
+        self._registered: list[tuple[Any, Any]] = []
         self._seen: set[int] = set()
-        self._trained = trained
-        self._take_modules(_modules(module))
-        known = {id(param) for param in trained}
-        frozen = [
-            param
-            for param in parameters_of(module)
-            if id(param) not in known and not nn.parameter.is_lazy(param) and storage_of(param) not in self._theirs
-        ]
-        if frozen and sum(param.nbytes for param in frozen) <= self._room:
-            for param in frozen:
-                self._take_tensor(param)
-        del self._seen
+        self._to_copy: dict[int, Tensor] = {}
+        self.hold_modules(modules_of(module))
+        self._requires_grad = self._hold_parameters(module)
+        self._copies = TensorCopies(self._to_copy.values())
+        del self._seen, self._to_copy
 
-    @cached_property
-    def _theirs(self) -> set[int]:
-        """The memory of the trained parameters."""
-        return {storage_of(param) for param in self._trained}
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that are held by value."""
+        return self._copies.nbytes
 
-    @cached_property
-    def _room(self) -> int:
-        return ROOM * sum(param.nbytes for param in self._trained) if self._trained else sys.maxsize
-
-    @torch.no_grad()
     def restore(self) -> None:
         """Put everything back. May be called many times."""
-        for undo in self._undo:
+        for undo in self.undo:
             undo()
-        for attributes, internal, held, size in self._attributes:
-            attributes.update(held)
-            if len(attributes) > size:
-                for name in attributes.keys() - internal - held.keys():
-                    del attributes[name]
-        # Through `.data` the copy leaves version counters alone: a graph that the user keeps across the two passes
-        # stays usable, for once all is restored its saved tensors have the values they had.
-        pairs = [(tensor.data, value) for tensor, value in self._tensors.values() if _changed(tensor, value)]
-        if pairs:
-            torch._foreach_copy_([tensor for tensor, _ in pairs], [value for _, value in pairs])
+        for attributes in self._attributes:
+            attributes.restore()
+        for container, items in self._registered:
+            if not _same_items(container, items):
+                refill(container, items)
+        for param, requires_grad in self._requires_grad:
+            if param.requires_grad != requires_grad:
+                param.requires_grad_(requires_grad)
+        self._copies.restore()
 
-    def _take_modules(self, modules: Iterable[nn.Module]) -> None:
-        for each in modules:
-            if id(each) not in self._seen:
-                self._seen.add(id(each))
-                if each._buffers:
-                    self._take_container(each._buffers, each._buffers.values(), deep=True)
-                self._take_attributes(each)
+    def hold(self, value: Any, deep: bool = True) -> None:
+        """Hold what can change inside ``value`` while it stays the same object."""
+        if type(value) not in ATOMS and id(value) not in self._seen:
+            hold(value, self, deep)
 
-    def _take_attributes(self, module: nn.Module) -> None:
-        metric = torchmetrics.Metric in type(module).__mro__
-        internal = METRIC_INTERNAL if metric else INTERNAL
-        states: Any = module._defaults if metric else ()
-        attributes = vars(module)
-        held = {name: value for name, value in attributes.items() if name not in internal}
-        self._attributes.append(Attributes(attributes, internal, held, len(attributes)))
-        for name, value in held.items():
-            if type(value) not in ATOMS:
-                # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
-                self._take(value, deep=name not in states)
+    def hold_modules(self, modules: Iterable[nn.Module]) -> None:
+        """Hold modules without their submodules."""
+        for module in modules:
+            if id(module) in self._seen:
+                continue
+            self._seen.add(id(module))
+            attributes = vars(module)
+            for name in REGISTERED:
+                container = attributes[name]
+                self._registered.append((container, container.copy()))
+            for buffer in module._buffers.values():
+                if buffer is not None:
+                    self.hold_tensor(buffer)
+            is_metric = torchmetrics.Metric in type(module).__mro__
+            unheld = self._unheld_names | OF_METRIC if is_metric else self._unheld_names
+            held = {name: value for name, value in attributes.items() if name not in unheld}
+            self._attributes.append(Attributes(attributes, unheld, held, len(attributes)))
+            # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
+            states: Any = module._defaults if is_metric else ()
+            for name, value in held.items():
+                self.hold(value, deep=name not in states)
 
-    def _take(self, value: Any, deep: bool = True) -> None:
-        """Take what can change inside ``value``."""
-        kind = _kind_of(value.__class__)
-        if kind is None or id(value) in self._seen:
-            return
-        if kind is nn.Module:
-            self._take_modules(_modules(value))
-            return
-        if kind is Tensor:
-            if not isinstance(value, nn.Parameter):
-                self._take_tensor(value)
-            return
-        self._seen.add(id(value))
-        if kind is dict:
-            self._take_container(value, value.values(), deep)
-        elif kind in (list, deque, set):
-            self._take_container(value, value, deep)
-        elif kind is tuple:
-            for item in value:
-                self._take(item)
-        elif kind is np.ndarray:
-            if value.flags.writeable:
-                self._undo.append(partial(np.copyto, value, value.copy()))
-        elif kind is torch.Generator:
-            self._undo.append(partial(_set_generator, value, value.get_state()))
-        elif kind is random.Random:
-            self._undo.append(partial(value.setstate, value.getstate()))
-        elif kind is np.random.Generator:
-            self._undo.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
-        elif kind is np.random.RandomState:
-            self._undo.append(partial(value.set_state, value.get_state()))
+    def hold_tensor(self, tensor: Tensor) -> None:
+        """Hold a tensor by value, if it is a state.
 
-    def _take_tensor(self, value: Tensor) -> None:
-        # A tensor with a history is a result of the forward, not a state: it is replaced, never written to. One that
-        # holds an element at several places cannot be written to either, nor one that is not there yet.
+        One with a history is a result of the forward: it is replaced, never written to. One that holds an element at
+        several places cannot be written to either, nor one that is not there yet.
+        """
         if (
-            not nn.parameter.is_lazy(value)
-            and value.grad_fn is None
-            and not value.is_inference()
-            and not value.is_nested
-            and storage_of(value) not in self._theirs
-            and not (value.layout == torch.strided and overlaps(value))
+            id(tensor) not in self._to_copy
+            and not nn.parameter.is_lazy(tensor)
+            and tensor.grad_fn is None
+            and not tensor.is_inference()
+            and not tensor.is_nested
+            and storage_of(tensor) not in self._unheld_storages
+            and not (tensor.layout == torch.strided and overlaps(tensor))
         ):
-            self._tensors.setdefault(id(value), (value, value.detach().clone()))
+            self._to_copy[id(tensor)] = tensor
 
-    def _take_container(
-        self, container: dict[Any, Any] | list[Any] | deque[Any] | set[Any], items: Iterable[Any], deep: bool
-    ) -> None:
-        self._undo.append(partial(_refill, container, container.copy()))
+    def hold_container(self, container: Any, items: Collection[Any], deep: bool) -> None:
+        """Hold a list, dict, set or deque: its items and, if ``deep``, what can change inside them."""
+        self._seen.add(id(container))
+        self.undo.append(partial(refill, container, container.copy()))
         gathered = not isinstance(container, dict) and (
-            len(container) > LONG or sum(item.nbytes for item in items if isinstance(item, Tensor)) > self._room
+            len(items) > LENGTH_LIMIT
+            or sum(item.nbytes for item in items if isinstance(item, Tensor)) > self._size_limit
         )
         if deep and not gathered:
             for item in items:
-                self._take(item)
+                self.hold(item)
+
+    def _hold_parameters(self, module: nn.Module) -> list[tuple[Tensor, bool]]:
+        """Hold the parameters that nobody else takes care of; returns which require a gradient."""
+        params = parameters_of(module)
+        unheld = {id(param) for param in self._unheld}
+        frozen = [
+            param
+            for param in params
+            if id(param) not in unheld
+            and not nn.parameter.is_lazy(param)
+            and storage_of(param) not in self._unheld_storages
+        ]
+        if sum(param.nbytes for param in frozen) <= self._size_limit:
+            for param in frozen:
+                self.hold_tensor(param)
+        return [(param, param.requires_grad) for param in params]
+
+    @cached_property
+    def _unheld_storages(self) -> set[int]:
+        return {storage_of(param) for param in self._unheld}
+
+    @cached_property
+    def _size_limit(self) -> int:
+        return SIZE_LIMIT * sum(param.nbytes for param in self._unheld) if self._unheld else sys.maxsize
+
+
+@singledispatch
+def hold(value: Any, snapshot: Snapshot, deep: bool) -> None:
+    """Hold what can change inside a value; by default nothing: it is held by reference."""
+
+
+@hold.register
+def _(value: nn.Module, snapshot: Snapshot, deep: bool) -> None:
+    snapshot.hold_modules(modules_of(value))
+
+
+@hold.register
+def _(value: Tensor, snapshot: Snapshot, deep: bool) -> None:
+    if not isinstance(value, nn.Parameter):
+        snapshot.hold_tensor(value)
+
+
+@hold.register
+def _(value: dict, snapshot: Snapshot, deep: bool) -> None:  # type: ignore[type-arg]
+    snapshot.hold_container(value, value.values(), deep)
+
+
+@hold.register(list)
+@hold.register(deque)
+@hold.register(set)
+def _(value: Any, snapshot: Snapshot, deep: bool) -> None:
+    snapshot.hold_container(value, value, deep)
+
+
+@hold.register
+def _(value: tuple, snapshot: Snapshot, deep: bool) -> None:  # type: ignore[type-arg]
+    for item in value:
+        snapshot.hold(item)
+
+
+@hold.register
+def _(value: np.ndarray, snapshot: Snapshot, deep: bool) -> None:
+    if value.flags.writeable:
+        snapshot.undo.append(partial(np.copyto, value, value.copy()))
+
+
+@hold.register
+def _(value: torch.Generator, snapshot: Snapshot, deep: bool) -> None:
+    snapshot.undo.append(partial(_set_state, value, value.get_state()))
+
+
+@hold.register
+def _(value: random.Random, snapshot: Snapshot, deep: bool) -> None:
+    snapshot.undo.append(partial(value.setstate, value.getstate()))
+
+
+@hold.register
+def _(value: np.random.Generator, snapshot: Snapshot, deep: bool) -> None:
+    snapshot.undo.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
+
+
+@hold.register
+def _(value: np.random.RandomState, snapshot: Snapshot, deep: bool) -> None:
+    snapshot.undo.append(partial(value.set_state, value.get_state()))
 
 
 def parameters_of(module: nn.Module) -> list[Tensor]:
     """As ``module.parameters()``, which spends most of its time on names; a shared one comes once for each."""
-    return [param for each in _modules(module) for param in each._parameters.values() if param is not None]
+    return [param for inner in modules_of(module) for param in inner._parameters.values() if param is not None]
 
 
-@lru_cache(maxsize=1024)
-def _kind_of(kind: type) -> type | None:
-    """Which of the kinds that a snapshot looks into a type is one of; None if a snapshot holds it as it is."""
-    return next((each for each in KINDS if issubclass(kind, each)), None)
-
-
-def _modules(module: nn.Module) -> Collection[nn.Module]:
+def modules_of(module: nn.Module) -> Collection[nn.Module]:
     """As ``module.modules()``, which spends most of its time on names."""
-    found: dict[int, nn.Module] = {}
+    modules: dict[int, nn.Module] = {}
     waiting: list[nn.Module | None] = [module]
     while waiting:
-        each = waiting.pop()
-        if each is not None and id(each) not in found:
-            found[id(each)] = each
-            waiting.extend(each._modules.values())
-    return found.values()
+        inner = waiting.pop()
+        if inner is not None and id(inner) not in modules:
+            modules[id(inner)] = inner
+            waiting.extend(inner._modules.values())
+    return modules.values()
 
 
-def _changed(tensor: Tensor, value: Tensor) -> bool:
-    """Whether to write the value back: on the CPU, where comparing is cheap, only if it differs.
-
-    What nobody wrote to may not be writable; a memory-mapped file is not.
-    """
-    return tensor.device.type != "cpu" or tensor.layout != torch.strided or not torch.equal(tensor, value)
-
-
-def _refill(container: Any, items: Any) -> None:
+def refill(container: Any, items: Any) -> None:
     """Give the same container object its former items."""
     container.clear()
     if isinstance(container, (dict, set)):
@@ -234,5 +282,15 @@ def _refill(container: Any, items: Any) -> None:
         container.extend(items)
 
 
-def _set_generator(generator: torch.Generator, state: Tensor) -> None:
+def _same_items(container: Any, items: Any) -> bool:
+    """Whether a dict or set of names still holds the same objects, which nearly all do."""
+    if len(container) != len(items):
+        return False
+    if not items or isinstance(container, set):
+        return bool(container == items)
+    return container.keys() == items.keys() and all(map(operator.is_, container.values(), items.values()))
+
+
+def _set_state(generator: torch.Generator, state: Tensor) -> None:
+    # Not the bound method, which torch.compile cannot see through.
     generator.set_state(state)

@@ -1,4 +1,4 @@
-"""What a training step returns."""
+"""What goes into a training step, and what it returns."""
 
 from typing import Any
 
@@ -26,3 +26,10 @@ def training_loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> Any
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
     output = module.training_step(batch, batch_idx) if takes_index else module.training_step(batch)
     return output["loss"] if isinstance(output, dict) else output
+
+
+def batch_on_device(trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> Any:
+    """A batch of a data loader, as the training loop hands it to a training step."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)  # seen in Lightning 2.5.1 to 2.6.6
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

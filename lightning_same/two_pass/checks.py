@@ -13,16 +13,16 @@ from torch.optim import Optimizer
 from lightning_same.rules.base import Rule
 from lightning_same.rules.settings import is_finite
 from lightning_same.trainer.distributed import ddp_model
+from lightning_same.two_pass.module import TwoPassModule
 from lightning_same.two_pass.options import TwoPassOptions
 
 
-def check_module(module: pl.LightningModule, trainer: pl.Trainer, mixin: type) -> None:
+def check_module(module: pl.LightningModule, trainer: pl.Trainer) -> None:
     """Check a module that is about to be trained.
 
     Args:
         module: the mixed module.
         trainer: its Trainer, after the strategy's set-up.
-        mixin: the class whose `backward` must be reached.
 
     Raises:
         TypeError: if ``module.sam`` is not a rule.
@@ -37,13 +37,13 @@ def check_module(module: pl.LightningModule, trainer: pl.Trainer, mixin: type) -
         return
     options: Any = module.two_pass
     check_options(options, rule, name)
-    _refuse_strategy(trainer, options, name)
-    _refuse_static_graph(trainer, options, name)
-    if any(isinstance(each, nn.Embedding | nn.EmbeddingBag) and each.sparse for each in module.modules()):
+    _check_strategy(trainer, options, name)
+    _check_static_graph(trainer, options, name)
+    if any(isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse for layer in module.modules()):
         raise RuntimeError(f"{name}: sparse gradients cannot be split. Make the embedding with sparse=False.")
     if not module.automatic_optimization:
         return
-    _refuse_backward(module, mixin, name)
+    _check_backward(module, name)
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise RuntimeError(
             f"{name}.training_step takes `dataloader_iter`, and an iterator cannot be replayed. Take `batch` instead."
@@ -56,7 +56,7 @@ def check_module(module: pl.LightningModule, trainer: pl.Trainer, mixin: type) -
     check_optimizer(trainer.optimizers[0], module)
 
 
-def check_inner_modules(module: pl.LightningModule, mixin: type) -> None:
+def check_inner_modules(module: pl.LightningModule) -> None:
     """Check that no module inside the one that is trained has a rule, which nobody would follow.
 
     Raises:
@@ -64,7 +64,7 @@ def check_inner_modules(module: pl.LightningModule, mixin: type) -> None:
     """
     for path, inner in module.named_modules():
         rule = getattr(inner, "sam", None)
-        if inner is not module and isinstance(inner, mixin) and isinstance(rule, Rule):
+        if inner is not module and isinstance(inner, TwoPassModule) and isinstance(rule, Rule):
             raise RuntimeError(
                 f"{type(module).__name__}.{path} has the rule {rule!r}, but the steps are those of the"
                 f" {type(module).__name__} around it. Give the rule to the module that the Trainer fits."
@@ -170,7 +170,7 @@ def check_optimizer(optimizer: Optimizer, module: pl.LightningModule) -> None:
             )
 
 
-def _refuse_strategy(trainer: pl.Trainer, options: TwoPassOptions, name: str) -> None:
+def _check_strategy(trainer: pl.Trainer, options: TwoPassOptions, name: str) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, DeepSpeedStrategy):
         raise RuntimeError(
@@ -189,7 +189,7 @@ def _refuse_strategy(trainer: pl.Trainer, options: TwoPassOptions, name: str) ->
         )
 
 
-def _refuse_static_graph(trainer: pl.Trainer, options: TwoPassOptions, name: str) -> None:
+def _check_static_graph(trainer: pl.Trainer, options: TwoPassOptions, name: str) -> None:
     ddp = ddp_model(trainer)
     accumulates = trainer.accumulate_grad_batches > 1
     if ddp is not None and ddp.static_graph and (accumulates or options.ascent == "local"):
@@ -200,8 +200,9 @@ def _refuse_static_graph(trainer: pl.Trainer, options: TwoPassOptions, name: str
         )
 
 
-def _refuse_backward(module: pl.LightningModule, mixin: type, name: str) -> None:
+def _check_backward(module: pl.LightningModule, name: str) -> None:
     mro = type(module).__mro__
+    mixin = next(cls for cls in reversed(mro) if "two_pass_step" in vars(cls))
     owner = next((cls.__name__ for cls in mro[: mro.index(mixin)] if "backward" in vars(cls)), None)
     if owner is None and "backward" in vars(module):
         owner = f"the instance of {name}"

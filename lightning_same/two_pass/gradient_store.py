@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_same.gradients.grads import put
+from lightning_same.gradients.grads import set_grads
 from lightning_same.trainer.distributed import ddp_model, start_mean
 
 
@@ -47,7 +47,7 @@ class GradientStore:
 
     def take_up(self) -> None:
         """Put back what `set_aside` has taken, for more to be added."""
-        put(self._aside)
+        set_grads(self._aside)
         self._aside = {}
 
     def add_to_base(self, grads: Mapping[Tensor, Tensor]) -> None:

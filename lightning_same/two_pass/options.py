@@ -12,29 +12,27 @@ CHOICES = {"ascent": get_args(Ascent), "accumulate": get_args(Accumulate), "nonf
 
 
 class TwoPassOptions(Settings):
-    r"""How the two passes run over several processes, several micro-batches and numbers that are not finite.
+    r"""How the two passes run with several processes, several micro-batches and non-finite gradients.
 
     Args:
-        ascent: whose gradient the perturbation follows under DDP. ``"global"``: the mean over all processes, so that
-            their number does not matter; two gradients go over the wire. ``"local"``: each process perturbs by the
+        ascent: whose gradient perturbs the weights under DDP. ``"global"``: the all-reduced gradient, so that the
+            number of processes does not matter; two all-reduces a step. ``"local"``: each process perturbs along the
             gradient of its own share of the batch, known as m-SAM (Foret et al. 2021, section 4.1), which often
-            generalises better, and the reduction before pass two falls away. One gradient goes over the wire for
-            rules that step with s alone, such as SAM, and two for those that compare s with g, such as SAME, where g
-            is reduced while pass two computes. Gradients of parameters that the optimizer does not step stay their
-            process's own. On one process both are the same.
-        accumulate: what is perturbed when gradients accumulate over micro-batches. ``"window"``: the weights, once, by
-            the gradient of them all, which equals one large batch. Holds on to the window's batches and, for each,
-            to the buffers before it. ``"micro_batch"``: the weights anew for every micro-batch, by its own gradient
-            (of all processes, or of one, as ``ascent`` says), which is m-SAM over micro-batches; g and s are the means
-            over the window, and the combination acts on them once. Holds on to one batch, and to one gradient more, two
-            for rules that compare s with g. With ``ascent="global"`` and several processes every micro-batch's gradient
-            goes over the wire. Only matters to automatic optimization.
-        nonfinite: what happens to a step with an inf or NaN in it where no loss scaler takes care. ``"propagate"``:
-            what Lightning does without SAM: the optimizer steps with it. ``"skip"``: the step is dropped, on all
-            processes. Weights, the optimizer's state and what the rule carries stay as they were, the gradients are set
-            to None, schedulers and ``global_step`` go on, and ``sam/skipped_steps`` counts. Costs one wait for the
-            device per step. Buffers, such as BatchNorm's averages, have seen the batch. With a loss scaler, the scaler
-            skips.
+            generalises better. Rules that step with s alone, such as SAM, then need one all-reduce. Rules that
+            compare s with g, such as SAME, need two, and g is reduced while pass two computes. Gradients of
+            parameters that the optimizer does not step are not reduced. On one process both are the same.
+        accumulate: how often the weights are perturbed when gradients accumulate over micro-batches. ``"window"``:
+            once, along the accumulated gradient, which equals one large batch. Keeps the window's batches and, for
+            each, the buffers before it. ``"micro_batch"``: once for each micro-batch, along its own gradient (of all
+            processes, or of one, as ``ascent`` says), which is m-SAM over micro-batches; g and s are the means over
+            the window, and the combination acts on them once. Keeps one batch and one more gradient, two for rules
+            that compare s with g. With ``ascent="global"`` the gradient of every micro-batch is all-reduced. Applies
+            to automatic optimization only.
+        nonfinite: what happens to a step with an inf or NaN in a gradient if there is no loss scaler. ``"propagate"``:
+            the optimizer steps with it, as in Lightning without SAM. ``"skip"``: all processes drop the step.
+            Weights, the optimizer's state and the rule's state stay as they were, the gradients are set to None,
+            schedulers and ``global_step`` go on, and ``sam/skipped_steps`` counts. Costs one wait for the device per
+            step. Buffers, such as BatchNorm's averages, have seen the batch. With a loss scaler, the scaler skips.
 
     Raises:
         ValueError: if an argument is not one of its choices.

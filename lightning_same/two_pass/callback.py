@@ -1,0 +1,123 @@
+"""The callback that gives a module its route for the length of a fit."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from lightning_same.rules.base import Rule
+from lightning_same.rules.schedules import Schedule
+from lightning_same.trainer.logging import log_now, logs_this_step
+from lightning_same.two_pass.checks import check_inner_modules, check_module
+from lightning_same.two_pass.fit import Fit
+from lightning_same.two_pass.module import TwoPassModule
+from lightning_same.two_pass.routes import AutomaticRoute, ManualRoute, Route
+
+
+class TwoPassCallback(Callback):
+    """Opens and closes the route of a module, and keeps the rule's state in checkpoint files.
+
+    The mixin adds it to the Trainer. A callback of its own, and not hooks of the module: users override those without
+    calling super. It stands first among the callbacks, so that the others find the weights at w after an error.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+        """The rule's state in the checkpoint file that training resumes from; None if there is no such file."""
+        self._left: dict[str, Any] = {}
+        """The state at the end of the last fit, for files that are written after it."""
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._loaded, self._left = None, {}
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_inner_modules(pl_module)
+        if isinstance(pl_module, TwoPassModule):
+            check_module(pl_module, trainer)
+            route = AutomaticRoute if pl_module.automatic_optimization else ManualRoute
+            vars(pl_module)["_route"] = route(Fit(pl_module, trainer))
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        route = route_of(pl_module)
+        if route is not None:
+            # Here, for strategies that shard parameters read the file after `on_fit_start`.
+            if self._loaded is not None:
+                _log_another_rule(self._loaded.get("rule"), route.fit.module.sam)
+                route.fit.load_state_dict(self._loaded)
+            route.begin()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        route = route_of(pl_module)
+        if route is not None:
+            route.end_batch()
+            _log_step(trainer, route)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if isinstance(pl_module, TwoPassModule):
+            route = route_of(pl_module)
+            state = self._left if route is None else route.fit.state_dict()
+            if state:
+                checkpoint["lightning_same"] = state
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._loaded = checkpoint.get("lightning_same", {})
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._close(pl_module)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close(pl_module)
+
+    def _close(self, module: pl.LightningModule) -> None:
+        route = route_of(module)
+        if route is not None:
+            route.close()
+            self._left = route.fit.state_dict()
+            del vars(module)["_route"]
+
+
+def route_of(module: pl.LightningModule) -> Route | None:
+    """The route of a module while it is being trained with the mixin; else None."""
+    route: Route | None = getattr(module, "_route", None)
+    return route
+
+
+def _log_step(trainer: pl.Trainer, route: Route) -> None:
+    """Log ``sam/rho`` if it changes as training goes on, and ``sam/skipped_steps`` if steps may be dropped."""
+    step = route.step
+    if step is None or step.rule is None:
+        return
+    values: dict[str, float] = {}
+    if isinstance(step.rule.rho, Schedule):
+        values["sam/rho"] = step.rho
+    if step.may_be_dropped:
+        values["sam/skipped_steps"] = float(route.fit.skipped_steps)
+    log_now(trainer, values, to_loggers=logs_this_step(trainer))
+
+
+def _log_another_rule(before: str | None, rule: Rule | None) -> None:
+    """Log when the resumed rule differs."""
+    now = None if rule is None or rule.rho == 0 else repr(rule)
+    if before != now:
+        rank_zero_info(f"The checkpoint file was written by training {_with(before)}; training continues {_with(now)}.")
+
+
+def _with(rule: str | None) -> str:
+    return "without SAM" if rule is None else f"with {rule}"

@@ -1,0 +1,56 @@
+"""What the two passes keep for as long as a fit runs."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_same.rules.base import Rule
+from lightning_same.rules.state import Memory
+from lightning_same.trainer.optimizers import trained
+
+
+class Fit:
+    """One fit of a module by a rule.
+
+    Args:
+        module: the module with the mixin, whose attribute ``sam`` is the rule.
+        trainer: its Trainer.
+
+    Attributes:
+        memories: what the rule carries from step to step, one for each optimizer.
+        skipped_steps: how many steps were dropped because they were not finite.
+        checked: the last rule for which the module and the Trainer were checked.
+    """
+
+    def __init__(self, module: Any, trainer: pl.Trainer) -> None:
+        self.module = module
+        self.trainer = trainer
+        self.memories = [Memory(trained(optimizer)) for optimizer in trainer.optimizers]
+        self.skipped_steps = 0
+        self.checked: Rule | None = module.sam
+
+    def stepped_parameters(self) -> list[Tensor]:
+        """Of all optimizers. Asked anew each time: a callback may unfreeze parameters, or add a group."""
+        return [param for optimizer in self.trainer.optimizers for param in trained(optimizer)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step needs to know of the former ones, with parameters by their names.
+
+        Empty for plain training, of which a rule with a radius of 0 is a kind.
+        """
+        rule = self.module.sam
+        state: dict[str, Any] = {"rule": repr(rule)} if isinstance(rule, Rule) and rule.rho != 0 else {}
+        if any(self.memories):
+            names = {param: name for name, param in self.module.named_parameters()}
+            state["memories"] = [memory.state_dict(names) for memory in self.memories]
+        if self.skipped_steps:
+            state["skipped_steps"] = self.skipped_steps
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        params = dict(self.module.named_parameters())
+        for memory, saved in zip(self.memories, state.get("memories", []), strict=False):
+            memory.load_state_dict(saved, params)
+        self.skipped_steps = state.get("skipped_steps", 0)

@@ -1,0 +1,224 @@
+"""The two doors at which Lightning knocks: automatic optimization, and manual optimization."""
+
+import abc
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from typing import Any, NamedTuple
+
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_same.replay.batch import copy_of
+from lightning_same.replay.snapshot import Snapshot
+from lightning_same.trainer.distributed import ddp_model, unsynchronized
+from lightning_same.trainer.loop import batches_seen, is_accumulating, opens_window, skips_backward
+from lightning_same.trainer.patches import replace_training_step, restore_training_step
+from lightning_same.trainer.precision import loss_scale
+from lightning_same.trainer.training_step import check_loss
+from lightning_same.two_pass.checks import check_optimizer
+from lightning_same.two_pass.fit import Fit
+from lightning_same.two_pass.step import Step, open_step
+
+
+class MicroBatch(NamedTuple):
+    """What pass two needs to repeat a training step.
+
+    Attributes:
+        args: a copy of those of the strategy's training step, as they were before pass one.
+        before: the state just before pass one.
+        buffers_synced: whether DDP broadcast the buffers then.
+    """
+
+    args: tuple[Any, ...]
+    before: Snapshot
+    buffers_synced: bool
+
+
+class Route(abc.ABC):
+    """How Lightning's calls during a fit become the methods of a `Step`.
+
+    Args:
+        fit: the fit.
+
+    Attributes:
+        fit: the same.
+        step: the step that runs, or the last one; None before the first.
+    """
+
+    def __init__(self, fit: Fit) -> None:
+        self.fit = fit
+        self.step: Step | None = None
+
+    @property
+    def sam_pass(self) -> int:
+        """1 in pass one, 2 in pass two, 0 outside of steps that take two."""
+        return 0 if self.step is None else self.step.sam_pass
+
+    @abc.abstractmethod
+    def begin(self) -> None:
+        """Training begins, or goes on from a checkpoint file."""
+
+    @abc.abstractmethod
+    def end_batch(self) -> None:
+        """A batch has ended, in a step of the optimizer or not."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """The fit ends, maybe by an error: everything is put back."""
+
+
+class AutomaticRoute(Route):
+    """Automatic optimization: Lightning calls `training_step` and, after pass one's backward, `after_backward`.
+
+    A window is the micro-batches of one step. When the last has had its backward, the weights are perturbed by the
+    accumulated gradient and all are replayed, which equals one pass over one large batch; or that happens after each
+    micro-batch, if the module's `TwoPassOptions` say so.
+
+    Args:
+        fit: the fit.
+    """
+
+    def __init__(self, fit: Fit) -> None:
+        super().__init__(fit)
+        self._window: list[MicroBatch] = []
+        self._pass_one = ExitStack()
+        self._own_training_step = replace_training_step(fit.trainer, self.training_step)
+
+    @override
+    def begin(self) -> None:
+        pass
+
+    def training_step(self, *args: Any) -> Any:
+        """Pass one's forward."""
+        self._pass_one.close()
+        trainer = self.fit.trainer
+        # A fit that resumes inside a window begins there.
+        if self.step is None or opens_window(trainer):
+            self.step, self._window = open_step(self.fit, 0, trainer.global_step), []
+        step = self.step
+        if skips_backward(trainer):
+            return self._own_training_step(*args)
+        if step.replays:
+            self._window.append(self._micro_batch(args))
+        self._pass_one.enter_context(step.first_pass())
+        output = self._own_training_step(*args)
+        if output is None:
+            # No backward comes for this micro-batch. The step is still taken with what the others have gathered.
+            del self._window[-1:]
+            self.after_backward()
+        return output
+
+    def after_backward(self) -> None:
+        """Take pass two if it is due, and finish the step if that is."""
+        self._pass_one.close()
+        step = self.step
+        assert step is not None
+        due = not is_accumulating(self.fit.trainer)
+        if self._window and (due or step.by_micro_batch):
+            step.second_pass(self._replay, last=due)
+            self._window = []
+        step.end_micro_batch()
+        if due:
+            step.finish()
+
+    @override
+    def end_batch(self) -> None:
+        if self.step is not None and not is_accumulating(self.fit.trainer):
+            self.step.commit()
+
+    @override
+    def close(self) -> None:
+        self._pass_one.close()
+        if self.step is not None:
+            self.step.cancel()
+        restore_training_step(self.fit.trainer)
+
+    def _micro_batch(self, args: tuple[Any, ...]) -> MicroBatch:
+        fit = self.fit
+        ddp = ddp_model(fit.trainer)
+        before = Snapshot(fit.module, fit.stepped_parameters(), fit.module.device)
+        return MicroBatch(copy_of(args), before, ddp is not None and ddp.require_forward_param_sync)
+
+    def _replay(self) -> None:
+        """Repeat the window's forwards and backwards."""
+        module, trainer = self.fit.module, self.fit.trainer
+        ddp = ddp_model(trainer)
+        for micro_batch in self._window:
+            micro_batch.before.restore()
+            if ddp is not None:
+                ddp.require_forward_param_sync = micro_batch.buffers_synced
+            # The last one synchronizes the gradients, unless more micro-batches follow: Lightning blocks it then.
+            last = micro_batch is self._window[-1]
+            with nullcontext() if last else unsynchronized(trainer.strategy):
+                output = self._own_training_step(*micro_batch.args)
+                loss = output["loss"] if isinstance(output, dict) else output
+                loss = check_loss(loss, f"Pass two of {type(module).__name__}.training_step")
+                loss = loss / trainer.accumulate_grad_batches
+                scale = loss_scale(trainer, loss.device)
+                module.backward(loss if scale is None else loss * scale)
+
+
+class ManualRoute(Route):
+    """Manual optimization: the module's own training step calls `two_pass_step`, for one optimizer or several.
+
+    Args:
+        fit: the fit.
+    """
+
+    def __init__(self, fit: Fit) -> None:
+        super().__init__(fit)
+        self._steps_before = 0
+
+    @override
+    def begin(self) -> None:
+        self._steps_before = self.fit.trainer.global_step
+
+    def two_pass_step(self, loss_fn: Callable[[], Tensor], optimizer: Optimizer | LightningOptimizer) -> Tensor:
+        """`SAMMixin.two_pass_step`."""
+        fit, module = self.fit, self.fit.module
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        check_optimizer(plain, module)
+        index = next(index for index, known in enumerate(fit.trainer.optimizers) if known is plain)
+        step = self.step = open_step(fit, index, batches_seen(fit.trainer))
+        before = Snapshot(module, fit.stepped_parameters(), module.device) if step.replays else None
+
+        def forward_backward() -> Tensor:
+            loss = check_loss(loss_fn(), "The `loss_fn` of two_pass_step")
+            module.manual_backward(loss)
+            return loss.detach()
+
+        def replay() -> None:
+            assert before is not None
+            before.restore()
+            forward_backward()
+
+        optimizer.zero_grad()
+        with step.first_pass():
+            loss = forward_backward()
+        step.second_pass(replay)
+        step.finish()
+        optimizer.step()
+        step.commit()
+        return loss
+
+    @override
+    def end_batch(self) -> None:
+        """A batch has ended.
+
+        Raises:
+            RuntimeError: if the module has stepped without `two_pass_step`.
+        """
+        module = self.fit.module
+        if module.sam is not None and self.step is None and self.fit.trainer.global_step > self._steps_before:
+            raise RuntimeError(
+                f"{type(module).__name__} is in manual optimization and has taken a step without `two_pass_step`, so it"
+                f" does not train with {module.sam!r}. Call `self.two_pass_step(loss_fn, optimizer)` in place of"
+                " zero_grad, manual_backward and step, or set `sam = None`."
+            )
+
+    @override
+    def close(self) -> None:
+        if self.step is not None:
+            self.step.cancel()
