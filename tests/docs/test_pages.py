@@ -7,6 +7,7 @@ import re
 
 import pytest
 from support.conformance import CASES, FEATURES
+from support.conformance_page import HEAD
 from support.paths import DOCS, ROOT, TESTS
 
 
@@ -32,6 +33,7 @@ def test_the_page_of_guarantees_names_tests_that_are_there() -> None:
 
 def test_the_conformance_matrix_is_whole() -> None:
     page = (DOCS / "conformance.md").read_text()
+    assert page.startswith(HEAD)
     cells = [cell.strip() for line in page.splitlines() if line.startswith("|") for cell in line.split("|")[2:-1]]
     cells = [cell for cell in cells if cell.startswith("=") or "differ" in cell]
     assert len(cells) == 2 * len(CASES) + 2 * len(FEATURES)
