@@ -1,20 +1,8 @@
-import logging
 from collections.abc import Iterator
 
 import pytest
-import torch
-from hypothesis import settings
-from ranks import Ranks
-
-# The nets are tiny: a second thread costs more than it brings.
-torch.set_num_threads(1)
-
-# Others may use the machine too.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
-
-for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
-    logging.getLogger(name).setLevel(logging.ERROR)
+import support.environment  # noqa: F401
+from support.ranks import Ranks
 
 
 @pytest.hookimpl(tryfirst=True)  # Before xdist looks for the groups.

@@ -1,0 +1,207 @@
+"""What the monitors of the two gradients log, against loops by hand and a closed form."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from support.fits import differences, fit
+from support.monitored import GROUPS, MONITORS, NORMS, STEP, class_zero, measured, rows_of
+from support.nets import Everything, Plain, build, float64
+from support.ranks import Ranks
+from support.sharded import Sharded, strategy, whole
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_same import SAM, SAME, CheckpointFractionMonitor, GradientNormMonitor, LookSAM, with_sam
+
+
+def by_hand(rule: Any, accumulate: int, two_pass: bool) -> list[dict[str, float]]:
+    """A plain loop by autograd. Without a rule g and s are those of the first batch of a window, and d = g of all."""
+    module = build(Plain)
+    params, optimizer = list(module.parameters()), module.configure_optimizers()
+    batches = list(module.train_dataloader())
+    expected = []
+    for start in range(0, len(batches), accumulate):
+        window = batches[start : start + accumulate]
+
+        def gradient(window: Any) -> Any:
+            return torch.autograd.grad(sum(module.training_step(b, 0) for b in window) / len(window), params)
+
+        g = whole = gradient(window)
+        if not two_pass:
+            g = gradient(window[:1])
+        with rule.perturbed(params, g):
+            s = gradient(window if two_pass else window[:1])
+        d = rule.combine(g, s) if two_pass else whole
+        expected.append(measured(params, g, s, d))
+        for param, grad in zip(params, d, strict=True):
+            param.grad = grad.clone()
+        optimizer.step()
+    return expected
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("rule", [SAM(0.3), SAME(1, 3.0, 0.3), None], ids=repr)
+def test_it_logs_the_norms_of_the_step(rule: Any, accumulate: int) -> None:
+    expected = by_hand(rule or SAM(0.3), accumulate, two_pass=rule is not None)
+    module = build(Plain) if rule is None else with_sam(build(Plain), rule)
+    rows = rows_of(module, GradientNormMonitor(rho=0.3), accumulate_grad_batches=accumulate, max_epochs=1)
+    assert [row for _, row in rows] == [pytest.approx(each, rel=2e-5) for each in expected]
+    assert [step for step, _ in rows] == list(range(6 // accumulate))
+
+
+@pytest.mark.parametrize("rule", [SAM(0.3), None], ids=repr)
+def test_no_norm_holds_the_loss_scale(rule: Any) -> None:
+    def first_row(precision: Any) -> dict[str, float]:
+        module = build(Plain) if rule is None else with_sam(build(Plain), rule)
+        monitor = GradientNormMonitor(rho=0.3, per_layer=True)
+        return rows_of(module, monitor, precision=precision, max_steps=1)[0][1]
+
+    exact = first_row("32-true")
+    for precision in ("16-scaled", "bf16-mixed"):
+        found = first_row(precision)
+        large = {key: value for key, value in exact.items() if value > 0.1}
+        assert len(large) > 10
+        assert {key: found[key] for key in large} == pytest.approx(large, rel=0.1)
+
+
+def test_the_step_is_measured_before_clipping() -> None:
+    def first_row(**options: Any) -> dict[str, float]:
+        return rows_of(with_sam(build(Plain), SAM(0.3)), GradientNormMonitor(), max_steps=1, **options)[0][1]
+
+    assert first_row(gradient_clip_val=1e-3) == first_row()
+
+
+class Quadratic(pl.LightningModule):
+    """L(w) = w A w / 2 with a known Hessian A, in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        root = torch.randn(300, 300, generator=generator, dtype=torch.float64)
+        self.hessian = (root + root.T) / 2
+        self.w = nn.Parameter(torch.randn(300, generator=generator, dtype=torch.float64))
+
+    def training_step(self, batch: Any) -> Tensor:
+        return self.w @ self.hessian @ self.w / 2
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(torch.zeros(4, 1))
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_on_a_quadratic_the_values_are_those_of_the_closed_form(mixed: bool) -> None:
+    """g = A w and s = A (w + rho g / |g|), so r - 1 = rho (A g) / (g |g|): no gradient is taken here."""
+    rho = 3.0
+    module = Quadratic()
+    hessian, w = module.hessian.numpy(), module.w.detach().numpy().copy()
+    rows = rows_of(
+        with_sam(module, SAM(rho)) if mixed else module,
+        *(monitor(rho=rho) for monitor in MONITORS),
+        max_epochs=1,
+    )
+    assert len(rows) == 4
+    for _, row in rows:
+        g = hessian @ w
+        r = 1 + rho * (hessian @ g) / (g * np.linalg.norm(g))
+        s = r * g
+        masks = [r > 1, (r > 0) & (r < 1), r < -1, (r < 0) & (r > -1)]
+        assert all(mask.any() for mask in masks)
+        assert [row[f"ckpt_fraction/{name}"] for name in GROUPS] == [mask.mean() for mask in masks]
+        assert [row[f"grad_norm/{name}"] for name in GROUPS] == pytest.approx([np.linalg.norm(s[m]) for m in masks])
+        assert row["grad_cosine"] == pytest.approx(g @ s / np.linalg.norm(g) / np.linalg.norm(s))
+        assert row["weight_norm"] == pytest.approx(np.linalg.norm(w))
+        w -= 1e-3 * (s if mixed else g)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_both_gradients_see_the_same_random_numbers_and_buffers(mixed: bool) -> None:
+    """With a tiny rho nothing else is left that could part them: dropout, spectral norm, a generator, numpy, random."""
+    module = with_sam(build(Everything), SAM(1e-5)) if mixed else build(Everything)
+    rows = rows_of(module, GradientNormMonitor(rho=1e-5, noisy_mask=class_zero), max_epochs=1)
+    cosines = [value for _, row in rows for key, value in row.items() if "cosine" in key]
+    assert len(cosines) == 3 * 6
+    assert min(cosines) > 0.999
+
+
+def test_sharing_a_probe_changes_no_value() -> None:
+    alone = [rows_of(build(Plain), monitor(), max_epochs=1) for monitor in MONITORS]
+    together = rows_of(build(Plain), *(monitor() for monitor in MONITORS), max_epochs=1)
+    assert together == [(step, one | two) for (step, one), (_, two) in zip(*alone, strict=True)]
+
+
+def test_steps_without_a_second_pass_have_a_step_and_weights() -> None:
+    rows = rows_of(with_sam(build(Plain), LookSAM(0.3, k=3)), GradientNormMonitor(), max_epochs=1)
+    assert [sorted(row) for _, row in rows] == 2 * [sorted(NORMS + STEP), sorted(STEP), sorted(STEP)]
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_values_per_layer_sum_up_to_the_total(mixed: bool) -> None:
+    module = with_sam(build(Plain), SAM(0.3)) if mixed else build(Plain)
+    sizes = {name: param.numel() for name, param in module.named_parameters()}
+    rows = rows_of(module, *(monitor(per_layer=True) for monitor in MONITORS))
+    assert len(sizes) == 4
+    for _, row in rows:
+        for group in (*GROUPS, "rest"):
+            counts = [size * row[f"ckpt_fraction_layer/{name}/{group}"] for name, size in sizes.items()]
+            assert counts == pytest.approx([round(count) for count in counts])
+            assert sum(counts) / sum(sizes.values()) == pytest.approx(row[f"ckpt_fraction/{group}"])
+        for value in ("base", "perturbed", "step", *GROUPS):
+            squares = [row[f"grad_norm_layer/{name}/{value}"] ** 2 for name in sizes]
+            assert sum(squares) ** 0.5 == pytest.approx(row[f"grad_norm/{value}"])
+        assert sum(row[f"weight_norm_layer/{name}"] ** 2 for name in sizes) ** 0.5 == pytest.approx(row["weight_norm"])
+        assert all(-1 <= row[f"grad_cosine_layer/{name}"] <= 1 for name in sizes)
+
+
+def test_bins_sum_up_to_their_checkpoint() -> None:
+    rows = rows_of(with_sam(build(Plain), SAM(0.3)), CheckpointFractionMonitor(histogram=True))
+    for _, row in rows:
+        for group in GROUPS:
+            bins = {key.removeprefix(f"ckpt_histogram/{group}/"): v for key, v in row.items() if f"am/{group}" in key}
+            assert list(bins) == ["1-1.2", "1.2-1.5", "1.5-2", "2-4", "4-8", "8-16", "16-inf"]
+            assert sum(bins.values()) == pytest.approx(row[f"ckpt_fraction/{group}"])
+
+
+def last_values(mixed: bool) -> dict[str, float]:
+    with float64():
+        options: Any = {}
+        if torch.distributed.is_initialized():
+            size = torch.distributed.get_world_size()
+            options = {"devices": size, "strategy": DDPStrategy(process_group_backend="gloo")}
+        module = with_sam(build(Plain), SAM(0.3)) if mixed else build(Plain)
+        made = fit(module, callbacks=[monitor(rho=0.3, per_layer=True) for monitor in MONITORS], **options)
+    return {name: value.item() for name, value in made.callback_metrics.items()}
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_every_rank_holds_the_values_of_the_whole_batch(ranks: dict[int, Ranks], mixed: bool) -> None:
+    one, two = ranks[2].run(last_values, mixed)
+    assert one == two == pytest.approx(last_values(mixed))
+
+
+def over_shards(mixed: bool, monitored: bool = True) -> tuple[list[dict[str, float]], list[Tensor]]:
+    """The rows, and the weights at the end."""
+    monitors = [CheckpointFractionMonitor(per_layer=True, histogram=True), GradientNormMonitor(per_layer=True)]
+    options = strategy() if torch.distributed.is_initialized() else {}
+    module = with_sam(build(Sharded), SAM(0.3)) if mixed else build(Sharded)
+    rows = rows_of(module, *(monitors if monitored else []), max_epochs=1, **options)
+    return [row for _, row in rows], whole(module)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_over_shards_the_values_are_those_of_the_whole(ranks: dict[int, Ranks], mixed: bool, size: int) -> None:
+    """FSDP2: every process holds a part of each parameter, and on 4 of them some hold none of one."""
+    expected, _ = over_shards(mixed)
+    (rows, weights), *others = ranks[size].run(over_shards, mixed)
+    assert not any(more for more, _ in others)
+    assert [*map(dict, rows)] == [pytest.approx(row, rel=1e-4, abs=1e-7) for row in expected]
+    if not mixed:
+        # Nothing is disturbed, and `.grad` is as it was.
+        assert differences(weights, ranks[size].run(over_shards, mixed, False)[0][1]) == []

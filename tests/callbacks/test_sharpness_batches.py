@@ -1,0 +1,83 @@
+"""The batches that SharpnessMonitor measures on."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from support.nets import Plain, build
+from support.sharpness import TOP, exact, measured
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_same import SharpnessMonitor
+
+
+def test_the_batches_may_be_given() -> None:
+    batches = list(build(Plain).train_dataloader())
+    expected = exact(build(Plain), [torch.cat(parts) for parts in zip(*batches, strict=True)])[-1].item()
+    monitor = SharpnessMonitor(probe_batches=batches)
+    assert measured(build(Plain), monitor)[0][TOP] == pytest.approx(expected, rel=1e-3)
+
+
+def test_samples_fn_weighs_the_batches() -> None:
+    batches = list(build(Plain).train_dataloader())[:2]
+    monitor = SharpnessMonitor(probe_batches=batches, samples_fn=lambda batch: int(batch is not batches[0]))
+    with mock.patch("lightning.pytorch.strategies.Strategy.batch_to_device", lambda self, batch, **_: batch):
+        found = measured(build(Plain), monitor)[0][TOP]
+    assert found == pytest.approx(exact(build(Plain), batches[1])[-1].item(), rel=1e-3)
+
+
+class Skips(Plain):
+    """Has no loss for some batches, as one that skips what is not finite."""
+
+    skipped: Any = ()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if any(torch.equal(batch[0], each) for each in self.skipped):
+            return None
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_batch_without_a_loss_is_passed_over() -> None:
+    batches = list(build(Plain).train_dataloader())
+    module = build(Skips)
+    module.skipped = [batches[0][0]]
+    with pytest.warns(UserWarning, match="returns None for a probe batch. The next training batch takes its place"):
+        rows = measured(module, SharpnessMonitor(every_n_steps=1), max_epochs=1)
+    expected = exact(build(Plain), batches[1])[-1].item()
+    assert rows[min(rows)][TOP] == pytest.approx(expected, rel=1e-3)
+    module = build(Skips)
+    module.skipped = [batches[0][0]]
+    with pytest.warns(UserWarning, match="returns None for a probe batch. This measurement is left out"):
+        assert measured(module, SharpnessMonitor(probe_batches=batches[:2]), max_epochs=1) == {}
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(list(build(Plain).train_dataloader())[:4])
+
+
+def test_an_epoch_of_unknown_length_that_is_too_short_is_told_once() -> None:
+    class Streamed(Plain):
+        def train_dataloader(self) -> Any:
+            return DataLoader(Endless(), batch_size=None)
+
+    with pytest.warns(UserWarning, match="`probe_batches` is 9, and the epoch had only 4 batches") as seen:
+        assert measured(build(Streamed), SharpnessMonitor(probe_batches=9), max_epochs=2) == {}
+    assert sum("nothing is measured yet" in str(each.message) for each in seen) == 1
+
+
+def test_given_batches_go_the_way_of_the_training_batches() -> None:
+    class Tenfold(Plain):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [10 * batch[0], batch[1]]
+
+    given = next(iter(build(Plain).train_dataloader()))
+    taken, told = (measured(build(Tenfold), SharpnessMonitor(probe_batches=each)) for each in (1, [given]))
+    assert told[0] == taken[0]
+    assert told[0][TOP] == pytest.approx(exact(build(Plain), [10 * given[0], given[1]])[-1].item(), rel=1e-3)
+
+
+def test_an_epoch_must_hold_the_batches() -> None:
+    with pytest.raises(ValueError, match="`probe_batches` is 7, but an epoch has only 6"):
+        measured(build(Plain), SharpnessMonitor(probe_batches=7))

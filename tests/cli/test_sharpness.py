@@ -1,0 +1,169 @@
+"""``lightning-same sharpness`` on checkpoint files of modules that never heard of this package."""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+from support.fits import fit
+from support.nets import Plain, build, loader
+from torch import Tensor, nn
+
+from lightning_same.cli.fit import SAMCLI
+from lightning_same.cli.sharpness import main
+
+QUICK = [
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--seed_everything=0",
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+class Doubled(LightningDataModule):
+    """Doubles each batch on its way to the device."""
+
+    def train_dataloader(self) -> Any:
+        return loader(48, 8)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return [2 * batch[0], batch[1]]
+
+
+def numbers(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[dict[str, float], str]:
+    """The table's column of numbers, and all that was printed."""
+    main([*args, *QUICK])
+    out = capsys.readouterr().out
+    rows = re.findall(r"^(top eigenvalue|bottom eigenvalue|trace|g'Hg / g'g) +(\S+)  ", out, re.MULTILINE)
+    return {name: float(number) for name, number in rows}, out
+
+
+def exact(module: Any, x: Tensor, y: Tensor) -> dict[str, float]:
+    params = list(module.parameters())
+    grads = torch.autograd.grad(nn.functional.cross_entropy(module(x), y), params, create_graph=True)
+    g = torch.cat([grad.reshape(-1) for grad in grads])
+    rows = torch.autograd.grad(g, params, torch.eye(len(g)), is_grads_batched=True)
+    h = torch.cat([row.reshape(len(g), -1) for row in rows], 1)
+    eigenvalues = torch.linalg.eigvalsh(h)
+    return {
+        "top eigenvalue": eigenvalues[-1].item(),
+        "bottom eigenvalue": eigenvalues[0].item(),
+        "trace": h.trace().item(),
+        "g'Hg / g'g": (g @ h @ g / (g @ g)).item(),
+    }
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+def test_the_table_and_the_picture(capsys: pytest.CaptureFixture[str], doubled: bool) -> None:
+    made = fit(build(Plain))
+    made.save_checkpoint("end.ckpt")
+    x, y = (torch.cat(parts) for parts in zip(*list(loader(48, 8))[:3], strict=True))
+    expected = exact(made.lightning_module, 2 * x if doubled else x, y)
+    data = ["--data=test_sharpness_command.Doubled"] if doubled else []
+    found, out = numbers(
+        capsys,
+        "--model=nets.Plain",
+        *data,
+        "--ckpt_path=end.ckpt",
+        "--probe_batches=3",
+        "--trace_probes=64",
+        "--output=made/spectrum",
+    )
+    assert out.startswith("end.ckpt: 3 training batches, 24 samples, eval mode\n")
+    low, high = map(float, re.findall(r"95% interval (\S+) to (\S+),", out)[0])
+    assert low <= expected["trace"] <= high
+    del found["trace"], expected["trace"]
+    assert found == pytest.approx(expected, rel=2e-3)
+    assert out.endswith("Written: made/spectrum.png, made/spectrum.svg\n")
+    assert Path("made/spectrum.png").read_bytes().startswith(b"\x89PNG")
+    svg = Path("made/spectrum.svg").read_text()
+    assert "</svg>" in svg
+    assert "NOT CONVERGED" not in out
+
+
+def test_the_config_that_a_fit_has_saved(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["lightning-same"])
+    first = SAMCLI(
+        args=[
+            "fit",
+            "--model=lightning_same.experiments.ImageClassifier",
+            "--model.num_classes=10",
+            "--model.model=lightning_same.experiments.SmallCNN",
+            "--model.model.num_classes=10",
+            "--model.model.width=4",
+            "--data=lightning_same.experiments.DigitsData",
+            "--sam=SAM",
+            "--optimizer=SGD",
+            "--optimizer.lr=0.1",
+            "--trainer.max_epochs=1",
+            "--trainer.limit_train_batches=4",
+            "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+            "--trainer.logger.save_dir=.",
+            *QUICK,
+        ]
+    )
+    config, file = Path(first.trainer.log_dir) / "config.yaml", first.trainer.checkpoint_callback.best_model_path
+    before = sorted(Path(first.trainer.log_dir).rglob("*"))
+    found, out = numbers(
+        capsys,
+        f"--config={config}",
+        f"--ckpt_path={file}",
+        "--density_probes=1",
+        "--density_steps=5",
+        "--probe_batches=1",
+    )
+    assert set(found) == {"top eigenvalue", "bottom eigenvalue", "trace", "g'Hg / g'g"}
+    assert ": 1 training batches, 128 samples" in out.splitlines()[0]
+    # The picture stands beside the file, and nothing else is written.
+    pictures = [Path(file).with_name(f"spectrum.{kind}") for kind in ("png", "svg")]
+    assert sorted(Path(first.trainer.log_dir).rglob("*")) == sorted([*before, *pictures])
+
+
+class Unsafe:
+    pass
+
+
+def test_errors_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("other.ckpt").write_bytes(pickle.dumps({"state_dict": Unsafe()}))
+    for args, message in (
+        ([], "--ckpt_path must name the checkpoint file"),
+        (["--ckpt_path=none.ckpt", "--trace_probes=7"], "--trace_probes must be >= 8"),
+        (["--ckpt_path=none.ckpt"], "there is no file none.ckpt"),
+        (["--ckpt_path=other.ckpt"], "--weights_only false"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["--model=nets.Plain", *args, *QUICK])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_bare_state_dict_is_a_file_of_weights_too(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(build(Plain).state_dict(), "bare.pt")
+    found, _ = numbers(capsys, "--model=nets.Plain", "--ckpt_path=bare.pt", "--density_probes=1", "--density_steps=5")
+    assert found["top eigenvalue"] > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        (b"", [], "text.ckpt is no checkpoint file"),
+        ({"weights": 1}, [], "text.ckpt holds no weights under `state_dict`"),
+        ({}, ["--output=/proc/no/where"], "--output: /proc/no/where cannot be written"),
+    ],
+)
+def test_what_cannot_be_read_or_written_ends_in_one_line(
+    capsys: pytest.CaptureFixture[str], content: Any, more: list[str], message: str
+) -> None:
+    Path("text.ckpt").write_bytes(content) if isinstance(content, bytes) else torch.save(content, "text.ckpt")
+    with pytest.raises(SystemExit):
+        main(["--model=nets.Plain", "--ckpt_path=text.ckpt", *more])
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]

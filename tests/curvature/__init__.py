@@ -1,0 +1,1 @@
+"""The Hessian as an operator, and what is measured on it."""

@@ -1,0 +1,1 @@
+"""The README, the pages of docs/ and the notebooks are true."""

@@ -1,0 +1,1 @@
+"""Data, models, and studies of many runs."""

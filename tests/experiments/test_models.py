@@ -1,0 +1,71 @@
+"""The models of the experiments."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_same.experiments import ResNet18, ResNet34, SmallCNN, ViTTiny, WideResNet
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("size", [8, 28, 32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_cnn_takes_any_size(size: int, channels: int) -> None:
+    model = SmallCNN(7, in_channels=channels, width=4)
+    assert model(torch.randn(2, channels, size, size)).shape == (2, 7)
+
+
+def test_resnet18_has_the_stem_for_small_images() -> None:
+    model = ResNet18(100)
+    assert parameter_count(model) == 11_220_132
+    stem = model.maxpool(model.relu(model.bn1(model.conv1(torch.randn(2, 3, 32, 32)))))
+    assert stem.shape == (2, 64, 32, 32)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 100)
+
+
+@pytest.mark.parametrize(
+    ("build", "parameters"),
+    [
+        # As published, or counted by hand where the stem or the patches are those of small images.
+        (lambda: ResNet34(10), 21_282_122),
+        (lambda: WideResNet(10), 36_479_194),
+        (lambda: WideResNet(10, depth=40, width=2), 2_243_546),
+        (lambda: ViTTiny(100), 5_380_132),
+    ],
+)
+def test_models_have_the_size_of_their_papers(build: Callable[[], nn.Module], parameters: int) -> None:
+    with torch.device("meta"):
+        assert parameter_count(build()) == parameters
+
+
+@pytest.mark.parametrize("build", [lambda: ViTTiny(7), lambda: WideResNet(7, depth=10, width=1, dropout=0.1)])
+def test_models_give_logits_and_learn(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, image, label = build(), torch.randn(4, 3, 32, 32), torch.arange(4)
+    assert model(image).shape == (4, 7)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(8):
+        losses.append(nn.functional.cross_entropy(model(image), label))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.3
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_depth_of_a_wide_resnet_fits_its_blocks() -> None:
+    with pytest.raises(ValueError, match=r"`depth` must be 6 n \+ 4, .* got 27"):
+        WideResNet(10, depth=27)
+
+
+@pytest.mark.parametrize("pool", [1, 4])
+def test_small_cnn_pools_to_the_size_given(pool: int) -> None:
+    model = SmallCNN(10, width=4, pool=pool)
+    assert model.head.in_features == 16 * pool**2
+    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)

@@ -1,0 +1,192 @@
+"""Reports of runs whose numbers are planted."""
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.planted import EPOCHS, run_of, same, study_of
+
+from lightning_same.experiments.study.figures import curve_pictures
+from lightning_same.experiments.study.plan import Run, StudyError
+from lightning_same.experiments.study.report import write_report
+from lightning_same.experiments.study.results import epochs, read_results
+
+
+def test_rows_between_two_epochs_belong_to_the_one_that_they_lead_to() -> None:
+    metrics = pd.DataFrame(
+        {
+            "step": [0, 5, 9, 9, 15, 19],
+            "epoch": [None, None, 0, 0, None, 1],
+            "ckpt_fraction/ckpt1": [0.2, 0.4, None, None, 0.9, None],
+            "val/accuracy": [None, None, 0.5, None, None, 0.7],
+            "train/loss": [None, None, None, 2.0, None, 1.0],
+            "never": [None] * 6,
+        }
+    )
+    found = epochs(metrics)
+    assert found["epoch"].tolist() == [1, 2]
+    assert found["ckpt_fraction/ckpt1"].tolist() == pytest.approx([0.3, 0.9])
+    assert found["val/accuracy"].tolist() == [0.5, 0.7]
+    assert found["train/loss"].tolist() == [2, 1]
+    assert "never" not in found
+
+
+def write_runs(folder: Path, runs: list[Run], level: Callable[[Run], float], monitors: bool = True) -> None:
+    for number, run in enumerate(runs):
+        place = folder / "runs" / run.name
+        place.mkdir(parents=True)
+        at = np.arange(EPOCHS)
+        rows = {
+            "epoch": at,
+            "step": 10 * at + 9,
+            "val/accuracy": level(run) + 0.01 * at,
+            "val/loss": 1 - 0.01 * at,
+            "train_eval/accuracy": 0.2 + 0.02 * at,
+            "train_eval/clean_accuracy": 0.3 + 0.02 * at,
+            "train_eval/noisy_accuracy": 0.1 + 0.02 * at,
+            "train_eval/loss": 2 - 0.05 * at,
+        }
+        if monitors:
+            rows |= {f"ckpt_fraction/{name}": 0.2 for name in ("ckpt1", "ckpt2", "ckpt3", "ckpt4", "rest")}
+            rows |= {"sharpness/top_eigenvalue": 5.0 + number, "grad_norm/base": 1 / (1 + at)}
+        pd.DataFrame(rows).to_csv(place / "metrics.csv", index=False)
+        tested = {"test/accuracy": 0.5 + 0.01 * run.seed, "test/loss": 1.25}
+        outcome = {"test": {"last": tested, "best": tested}, "best_epoch": 3, "noise_rate": 0.4}
+        outcome |= {"seconds_per_epoch": 1.5, "digest": run.digest}
+        (place / "done.json").write_text(json.dumps(outcome))
+
+
+def report_on(folder: Path, runs: list[Run], monitors: bool = True, **options: Any) -> str:
+    write_runs(folder, runs, lambda run: 0.4 + 0.05 * (run.method != "SAM") + 0.01 * run.seed, monitors)
+    write_report(study_of(runs, **options), runs, folder)
+    return (folder / "report.md").read_text()
+
+
+def test_a_report_holds_what_was_planted(tmp_path: Path) -> None:
+    runs = [run_of(method, seed, sam=same(1)) for method in ("SAM", "SAME 1") for seed in range(3)]
+    text = report_on(tmp_path, runs, description="What is *asked*.")
+    assert "| SAME 1 | early | undecided | +0.0 [+0.0, +0.0] | +5.0 [+5.0, +5.0] | useful pattern | open |" in text
+    assert (
+        "| SAM | 3 | 51.0 ± 1.0 | 51.0 ± 1.0 | 60.0 ± 1.0 | 58.0 ± 0.0 | 68.0 ± 0.0 | 48.0 ± 0.0 | -2.0 ± 1.0 |" in text
+    )
+    assert "Wrong training labels: 40.0%." in text
+    assert "6 of 6 runs are finished: 2 variants, seeds 0, 1, 2." in text
+    table = pd.read_csv(tmp_path / "tables" / "verdicts.csv")
+    assert table["validation"].tolist() == pytest.approx([0.05, 0.05])
+    assert pd.read_csv(tmp_path / "tables" / "curves.csv").shape[0] == 6 * EPOCHS
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert {"curve-val-accuracy", "clean-against-memorised", "fractions-0", "fractions-1"} <= names
+    assert {"accuracy-against-top_eigenvalue", "accuracy-against-base", "curve-grad_norm-base"} <= names
+
+
+class Page(HTMLParser):
+    """The addresses that a page refers to, and its open tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.depth = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.depth += tag not in ("img", "meta", "br", "hr", "link")
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name == "src"]
+
+    def handle_endtag(self, tag: str) -> None:
+        self.depth -= 1
+
+
+def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
+    runs = [run_of(method, seed) for method in ("SAM", "<b>|SGD") for seed in range(2)]
+    report_on(tmp_path, runs)
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert page.depth == 0
+    start = "data:image/svg+xml;base64,"
+    assert len(page.addresses) == len(list((tmp_path / "figures").iterdir()))
+    for address in page.addresses:
+        assert address.startswith(start)
+        assert b"<svg" in base64.b64decode(address.removeprefix(start))
+    assert "<b>" not in text
+    assert "&lt;b&gt;|SGD" in text
+    assert '<meta name="viewport"' in text
+
+
+def test_a_report_of_few_metrics_says_what_is_missing(tmp_path: Path) -> None:
+    runs = [run_of(method, 0) for method in ("SGD", "SAM")]
+    text = report_on(tmp_path, runs, monitors=False)
+    assert "Neither was logged: add `GradientNormMonitor` or `SharpnessMonitor`" in text
+    assert "Not logged: add `CheckpointFractionMonitor`" in text
+    assert "| SGD | early | undecided | +0.0 | +5.0 |" in text
+
+
+def test_a_report_of_one_method_has_no_comparison(tmp_path: Path) -> None:
+    text = report_on(tmp_path, [run_of("SGD", 0)])
+    assert "No pair of runs is finished that could be compared with SAM." in text
+
+
+def test_the_grid_has_the_radius_down_and_the_rest_across(tmp_path: Path) -> None:
+    rho, condition = "sam.init_args.rho", "sam.init_args.condition"
+    runs = [run_of("SGD", seed) for seed in range(2)]
+    runs += [run_of("SAM", seed, {rho: r}) for r in (0.1, 0.2) for seed in range(2)]
+    runs += [
+        run_of("SAME 1", seed, {condition: c, rho: r}) for r in (0.1, 0.2) for c in (0.5, 2.0) for seed in range(2)
+    ]
+    text = report_on(tmp_path, runs)
+    section = text.split("## Over what was swept")[1].split("##")[0]
+    assert "| rho | SGD | SAM | SAME 1, condition 0.5 | SAME 1, condition 2.0 |" in section
+    assert "| 0.1 |  | 50.50 (1.2500) | 50.50 (1.2500) | 50.50 (1.2500) |" in section
+    assert "| none | 50.50 (1.2500) |  |  |  |" in section
+
+
+def test_many_variants_are_drawn_a_few_to_a_picture(tmp_path: Path) -> None:
+    runs = [run_of("SAM", 0)] + [run_of(f"method {k}", 0) for k in range(9)]
+    report_on(tmp_path, runs, monitors=False)
+    names = sorted(path.stem for path in (tmp_path / "figures").iterdir() if "val-accuracy" in path.stem)
+    assert names == ["curve-val-accuracy-1", "curve-val-accuracy-2"]
+
+
+def test_a_second_report_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+    runs = [run_of("SAM", 0)] + [run_of(f"method {k}", 0) for k in range(9)]
+    report_on(tmp_path, runs, monitors=False)
+    before = (tmp_path / "report.md").read_bytes(), (tmp_path / "report.html").read_bytes()
+    write_report(study_of(runs), runs, tmp_path)
+    assert ((tmp_path / "report.md").read_bytes(), (tmp_path / "report.html").read_bytes()) == before
+    write_report(study_of(runs), runs[:2], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    shown = set(re.findall(r"figures/([\w.-]+)\)", text))
+    assert shown == {path.name for path in (tmp_path / "figures").iterdir()}
+    assert "Not finished, and not in what follows: `method-1_0`" in text
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_broken_run_is_named(damage: str, tmp_path: Path) -> None:
+    runs = [run_of("SAM", 0)]
+    report_on(tmp_path, runs)
+    path = tmp_path / "runs" / runs[0].name / "metrics.csv"
+    path.unlink() if damage == "missing" else path.write_text("step\n")
+    with pytest.raises(StudyError, match=r"Run 'SAM_0' counts as finished, but cannot be read: .* Remove .*SAM_0"):
+        read_results(runs, tmp_path / "runs")
+
+
+def test_a_metric_of_some_epochs_has_its_points_joined() -> None:
+    rows = [
+        {"run": f"{method} {seed}", "method": method, "variant": method, "seed": seed, "epoch": epoch}
+        | {"sharpness/top_eigenvalue": float(epoch + seed) if epoch % 3 == 0 else np.nan}
+        for method in ("SGD", "SAM")
+        for seed in range(2)
+        for epoch in range(1, 10)
+    ]
+    curves = pd.DataFrame(rows)
+    gapped, whole = (curve_pictures(each, ["SAM"]) for each in (curves, curves.dropna()))
+    assert [picture.svg for picture in gapped] == [picture.svg for picture in whole]

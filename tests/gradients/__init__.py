@@ -1,0 +1,1 @@
+"""The split by checkpoint, and norms of lists of gradients."""

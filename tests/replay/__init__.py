@@ -1,0 +1,1 @@
+"""A forward that is run again: snapshots, batches, random state."""

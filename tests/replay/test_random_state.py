@@ -1,0 +1,136 @@
+"""The global random state comes back, and is read again only where it has to be."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_same.replay.random_state import NUMPY, PYTHON, Python, Twister
+from lightning_same.replay.snapshot import Snapshot
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_accelerators_random_state() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    start = Snapshot(nn.Identity(), device=device)
+    first = torch.rand(3, device=device)
+    start.restore()
+    assert torch.equal(first, torch.rand(3, device=device))
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["", "with a normal number waiting"])
+def test_numpys_state_comes_back(waiting: bool) -> None:
+    """Also where nobody has drawn since the state was read last, and where its memory does not tell all."""
+    before = np.random.get_state()
+    try:
+        np.random.seed(3)
+        if waiting:
+            np.random.randn()
+        start = Snapshot(nn.Identity())
+        only = np.random.randn()  # Where one waits, this leaves the generator's memory as it is.
+        start.restore()
+        assert np.random.randn() == only
+        start.restore()
+        for draw in (np.random.randn, np.random.rand, lambda: np.random.seed(3)):
+            start = Snapshot(nn.Identity())
+            first = [draw(), np.random.randn(), np.random.rand()]
+            start.restore()
+            assert np.random.get_state()[3] == waiting
+            assert [draw(), np.random.randn(), np.random.rand()] == first
+            start.restore()
+            start.restore()
+            assert [draw(), np.random.randn(), np.random.rand()] == first
+            start.restore()
+    finally:
+        np.random.set_state(before)
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["", "with a normal number waiting"])
+def test_pythons_state_comes_back(waiting: bool) -> None:
+    before = random.getstate()
+    try:
+        random.seed(3)
+        if waiting:
+            random.gauss(0, 1)
+        start = Snapshot(nn.Identity())
+        only = random.gauss(0, 1)
+        start.restore()
+        assert random.gauss(0, 1) == only
+        start.restore()
+        for draw in (random.random, lambda: random.gauss(0, 1), lambda: random.seed(3)):
+            start = Snapshot(nn.Identity())
+            state = random.getstate()
+            first = [draw(), random.gauss(0, 1), random.random()]
+            start.restore()
+            assert random.getstate() == state
+            assert (state[2] is not None) == waiting
+            assert [draw(), random.gauss(0, 1), random.random()] == first
+            start.restore()
+            start.restore()
+            assert [draw(), random.gauss(0, 1), random.random()] == first
+            start.restore()
+    finally:
+        random.setstate(before)
+
+
+@pytest.mark.parametrize("twister", [PYTHON, NUMPY], ids=["python", "numpy"])
+def test_a_state_is_read_again_only_if_somebody_has_drawn(twister: Twister) -> None:
+    draw = random.random if twister is PYTHON else np.random.rand
+    random.seed(3)
+    np.random.seed(3)
+    first = twister.read()
+    assert first.memory is not None
+    assert twister.read() is first
+    draw()
+    second = twister.read()
+    assert second is not first
+    assert second.memory != first.memory
+
+
+def test_a_normal_number_of_numpys_that_waits_is_seen() -> None:
+    """To take it changes nothing in the generator."""
+    before = np.random.get_state()
+    try:
+        np.random.seed(3)
+        nobody = NUMPY.read()
+        assert nobody.memory is not None
+        np.random.randn(2)
+        after_two = NUMPY.read()
+        NUMPY.write(nobody)
+        only = np.random.randn()
+        assert NUMPY.read().state["has_gauss"] == 1
+        NUMPY.write(after_two)
+        assert np.random.get_state()[3] == 0
+        NUMPY.write(nobody)
+        assert np.random.randn() == only
+        waiting = NUMPY.read()
+        other = np.random.randn()
+        NUMPY.read()
+        NUMPY.write(waiting)
+        assert NUMPY.read().state["has_gauss"] == 1
+        assert np.random.randn() == other
+    finally:
+        np.random.set_state(before)
+
+
+def test_a_memory_that_is_not_what_it_should_be_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    twister = Python()
+    monkeypatch.setattr(Python, "_memory", lambda self: b"something else")
+    first = twister.read()
+    assert first.memory is None
+    random.random()
+    assert twister.read().state != first.state
+
+
+def test_the_state_of_another_kind_of_numpy_generator_comes_back() -> None:
+    twister = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(1))
+    try:
+        start = Snapshot(nn.Identity())
+        first = np.random.randn(3).tolist()
+        start.restore()
+        assert np.random.randn(3).tolist() == first
+    finally:
+        np.random.set_bit_generator(twister)

@@ -1,0 +1,77 @@
+"""Rules are values: what they show, what they equal, and which arguments they refuse."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from support.checkpoint_rules import CASES
+
+import lightning_same
+from lightning_same import ASAM, SAM, SAME, SANER, CheckpointGains, CheckpointSelect, CustomSAME, Rule
+from lightning_same.rules.perturbations import Adaptive
+from lightning_same.rules.timing import Every
+
+
+def test_reprs_say_what_was_chosen() -> None:
+    assert repr(SAM()) == "SAM(rho=0.05)"
+    assert repr(SAME(1, rho=0.1)) == "SAME(ckpt=1, condition=2.0, rho=0.1)"
+    assert repr(SAME((1, 3), timing=Every(2))) == "SAME(ckpt=(1, 3), condition=2.0, rho=0.05, timing=Every(k=2))"
+    assert repr(SANER(perturbation=Adaptive())) == (
+        "SANER(alpha=0.5, warmup_epochs=0, rho=0.05, perturbation=Adaptive(eta=0.01))"
+    )
+
+
+def test_rules_are_values() -> None:
+    names = {name: getattr(lightning_same, name) for name in lightning_same.__all__}
+    for rule, *_ in CASES.values():
+        twin = eval(repr(rule), {**names, "Adaptive": Adaptive, "Every": Every})
+        assert twin == rule
+        assert hash(twin) == hash(rule)
+    assert SAM(0.1) != SAM(0.2)
+    assert SAME([1, 3]) == SAME((1, 3))
+    assert SAM() != Rule()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SAM(-0.1), r"SAM: `rho` must be a finite number >= 0, got -0.1"),
+        (lambda: SAM(float("nan")), r"SAM: `rho` must be a finite number >= 0, got nan"),
+        (lambda: SAM(float("inf")), r"`rho`"),
+        (lambda: SAM("0.1"), r"`rho` must be a finite number >= 0, got '0.1'"),
+        (lambda: SAM(True), r"`rho`"),
+        (lambda: ASAM(eta=-1), r"`eta` must be a finite number >= 0"),
+        (lambda: SAME(5), r"SAME: `ckpt` must be one of 1, 2, 3, 4 .* got 5"),
+        (lambda: SAME(0), r"`ckpt`"),
+        (lambda: SAME(()), r"`ckpt`"),
+        (lambda: SAME((1, 1)), r"each once"),
+        (lambda: SAME("1"), r"`ckpt`"),
+        (lambda: SAME(True), r"`ckpt`"),
+        (lambda: SAME(1.0), r"`ckpt`"),
+        (lambda: SAME(None), r"`ckpt` must be one of"),
+        (lambda: SAME(condition=float("inf")), r"SAME: `condition` must be a finite number"),
+        (lambda: CustomSAME(0), r"`condition` must be a finite number > 0, got 0"),
+        (lambda: CustomSAME(-1), r"`condition`"),
+        (lambda: SANER(alpha="high"), r"`alpha`"),
+        (lambda: SANER(warmup_epochs=-1), r"`warmup_epochs` must be a whole number >= 0"),
+        (lambda: CheckpointGains(ckpt3=None), r"`ckpt3` must be a finite number"),
+        (lambda: CheckpointSelect((1, 6)), r"`ckpts` must be one of"),
+        (lambda: SAM(timing=Every(0)), r"Every: `k` must be a whole number >= 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_named(make: Callable[[], Rule], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    assert SAM(np.float32(0.5)) == SAM(0.5)
+    assert SAME(np.int64(2)) == SAME(2)
+    assert SAME(np.array([1, 3])) == SAME((1, 3))
+    assert SANER(warmup_epochs=np.int64(3)) == SANER(warmup_epochs=3)
+
+
+@pytest.mark.parametrize("name", ["perturbation", "timing"])
+def test_parts_of_the_wrong_kind_are_named(name: str) -> None:
+    with pytest.raises(TypeError, match=f"SAM: `{name}` must be a {name.title()}, got 'every'"):
+        SAM(**{name: "every"})

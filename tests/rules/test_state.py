@@ -1,0 +1,65 @@
+"""What a rule carries from step to step."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from support.fits import fit
+from support.nets import Plain as Plain32
+from support.nets import build
+from torch import Tensor
+
+from lightning_same import AESAM, FriendlySAM, LookSAM, Memory, Rule, VaSSO, with_sam
+
+
+@pytest.mark.parametrize("rule", [FriendlySAM(), VaSSO(), LookSAM(), AESAM()], ids=repr)
+def test_a_rule_that_remembers_asks_for_a_memory(rule: Rule) -> None:
+    w = [torch.ones(2)]
+    assert rule.stateful
+    with pytest.raises(ValueError, match=r"Make `memory = Memory\(params\)` once"):
+        rule.perturb_(w, w)
+    with pytest.raises(ValueError, match="carries something from step to step"):
+        rule.combine(w, w)
+
+
+@pytest.mark.parametrize("rule", [FriendlySAM(0.1), VaSSO(0.1), LookSAM(0.1, k=2)], ids=repr)
+def test_an_overflow_that_the_scaler_skips_is_not_remembered(rule: Rule) -> None:
+    overflows: list[bool] = []
+
+    class Overflows(Plain32):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss * 1e38 if batch_idx == 2 else loss
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            overflows.append(not all(param.grad.isfinite().all() for param in self.parameters()))
+
+    module = with_sam(build(Overflows), rule)
+    fit(module, precision="16-scaled")
+    assert overflows.count(True) == 2
+    assert all(param.isfinite().all() for param in module.parameters())
+
+
+def test_a_memory_keeps_what_it_had_where_a_value_is_not_finite() -> None:
+    params = [torch.zeros(2), torch.zeros(3)]
+    memory = Memory(params)
+    memory.set("m", [torch.full((2,), math.inf), torch.ones(3)])
+    assert all(torch.equal(m, torch.zeros_like(m)) for m in memory.get("m") if m is not None)
+    memory.set("m", [torch.ones(2), torch.ones(3)])
+    memory.set("m", [torch.ones(2), torch.full((3,), math.nan)])
+    assert all(torch.equal(m, torch.ones_like(m)) for m in memory.get("m") if m is not None)
+    assert memory.view(params[1:]).get("m")[0] is memory.get("m")[1]
+    assert memory.view([torch.zeros(2)]).get("m") == [None]
+
+
+def test_the_place_of_the_copy_follows_the_parameters() -> None:
+    params = [torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)]
+    memory = Memory(params)
+    room = memory.scratch()
+    assert [each.data_ptr() for each in memory.view(params[:1]).scratch()] == [room[0].data_ptr()]
+    params[0].data = torch.randn(5, dtype=torch.float64)
+    assert memory.scratch()[0].shape == (5,)
+    assert memory.scratch()[0].dtype == torch.float64
+    assert not memory
+    assert memory.state_dict({}) == {"numbers": {}, "tensors": {}}

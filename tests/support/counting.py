@@ -1,0 +1,26 @@
+"""What is dispatched, counted, and the rules of which it is."""
+
+from collections import Counter
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_same import ASAM, GSAM, SAM, SAME, USAM, WSAM, CheckpointSelect, CustomSAME
+
+RULES = [SAM(), ASAM(), USAM(), SAME(1, 2.0), CustomSAME(3.0), CheckpointSelect((1, 4)), WSAM(), GSAM()]
+
+
+class Counted(TorchDispatchMode):
+    """What is dispatched: operations on elements by name, and how many views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+        self.views = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.is_view:
+            self.views += 1
+        else:
+            self.names[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,104 @@
+"""Groups of real processes (gloo) that are started once and run one function after another."""
+
+import multiprocessing as mp
+import os
+import pickle
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+PATIENCE = 300.0
+"""Seconds that one function may take on all ranks."""
+
+
+class Ranks:
+    """``world_size`` processes in one process group.
+
+    Args:
+        world_size: how many.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._workers: list[tuple[Any, Connection]] = []
+
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call a module-level function on every rank.
+
+        Returns:
+            What each rank returned.
+
+        Raises:
+            RuntimeError: if a rank raised, died or took too long; the group is started anew for the next call.
+        """
+        if not self._workers:
+            self._start()
+        for _, pipe in self._workers:
+            pipe.send_bytes(pickle.dumps((function, args)))
+        results, errors = [], []
+        for rank, (_, pipe) in enumerate(self._workers):
+            try:
+                if not pipe.poll(PATIENCE):
+                    raise EOFError(f"no answer in {PATIENCE} s")
+                good, result = pickle.loads(pipe.recv_bytes())
+            except EOFError as error:
+                good, result = False, repr(error)
+            (results if good else errors).append(result if good else f"rank {rank}: {result}")
+            if not good:
+                break
+        if errors:
+            self.stop()
+            raise RuntimeError("\n".join(errors))
+        return results
+
+    def stop(self) -> None:
+        """End the processes."""
+        for process, pipe in self._workers:
+            pipe.close()
+            process.terminate()
+            process.join(10)
+        self._workers = []
+
+    def _start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = mp.get_context("spawn")
+        for rank in range(self.world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, self.world_size, port, sys.path), daemon=True)
+            process.start()
+            theirs.close()
+            self._workers.append((process, ours))
+
+
+def _serve(pipe: Connection, rank: int, world_size: int, port: int, path: list[str]) -> None:
+    sys.path[:] = path
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        GROUP_RANK="0",
+        TORCHELASTIC_RUN_ID="tests",
+    )
+    import torch
+
+    import support.environment  # noqa: F401
+
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    while True:
+        try:
+            function, args = pickle.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        try:
+            answer = (True, function(*args))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        pipe.send_bytes(pickle.dumps(answer))

@@ -1,0 +1,86 @@
+"""The weights come back from w + e, whatever happens in pass two."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from support.fits import differences, fit, weights
+from support.nets import Plain, build
+from support.passes import FORCED, EverythingSAM, count_passes
+from torch import Tensor
+
+from lightning_same import SAM, Rule, with_sam
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, torch.OutOfMemoryError])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_an_error_in_pass_two_leaves_the_weights_at_w(error: type[BaseException], where: str, tmp_path: Path) -> None:
+    class Fails(EverythingSAM):
+        sam = SAM(0.3)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if self.sam_pass == 1:
+                before.append(weights(self))
+            out = super().training_step(batch, batch_idx)
+            if self.sam_pass == 2 and batch_idx == 2:
+                if where == "forward":
+                    raise error("in pass two")
+                out["loss"].register_hook(fail)
+            return out
+
+    def fail(_: Tensor) -> None:
+        raise error("in pass two")
+
+    class Save(Callback):
+        def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+            trainer.save_checkpoint(tmp_path / "exception.ckpt")
+
+    before: list[list[Tensor]] = []
+    module = build(Fails)
+    with pytest.raises((error, SystemExit)):
+        fit(module, callbacks=[Save()], limit_val_batches=0)
+    assert differences(weights(module), before[-1]) == []
+    assert module.steps_seen == 3
+    saved = torch.load(tmp_path / "exception.ckpt", weights_only=False)["state_dict"]
+    assert differences([saved[name] for name, _ in module.named_parameters()], before[-1]) == []
+    assert module.sam_pass == 0
+    fit(module, max_epochs=0)
+
+
+def test_validation_sees_the_unperturbed_weights() -> None:
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            self.last = weights(pl_module)
+
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            if hasattr(self, "last"):
+                assert differences(weights(pl_module), self.last) == []
+
+    module = build(EverythingSAM)
+    module.sam = SAM(0.5)
+    fit(module, callbacks=[Watch()], val_check_interval=2)
+
+
+@pytest.mark.parametrize("rule", [FORCED, SAM(0.3)], ids=repr)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_loss_of_none_skips_as_lightning_does(rule: Rule, accumulate: int) -> None:
+    class Skips(Plain):
+        skip: frozenset[int] = frozenset({1, 5})
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return None if batch_idx in self.skip else super().training_step(batch, batch_idx)
+
+    plain, sam = build(Skips), with_sam(build(Skips), rule)
+    made = fit(plain, accumulate_grad_batches=accumulate), fit(sam, accumulate_grad_batches=accumulate)
+    assert made[0].global_step == made[1].global_step
+    assert (differences(weights(plain), weights(sam)) == []) == (rule is FORCED)
+
+    if rule is FORCED:
+        return
+    # In the window of batches 3, 4 and the skipped 5, pass two still happens, on what the others gathered.
+    passes = count_passes(sam)
+    fit(sam, accumulate_grad_batches=3, max_epochs=1)
+    assert passes == [1, 1, 2, 2, 1, 1, 2, 2]
