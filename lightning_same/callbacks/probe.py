@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_same.callbacks.noisy_samples import NoisyMask, Samples, clean_and_noisy
 from lightning_same.gradients.grads import set_grads
+from lightning_same.gradients.graph import nodes
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.sharding import any_sharded
 from lightning_same.replay.batch import copy_of
@@ -204,17 +205,7 @@ def derivatives(loss: Tensor, params: Sequence[Tensor], module: nn.Module) -> Se
 
 def _recomputes(loss: Tensor) -> bool:
     """Whether an activation checkpoint lies in the graph that hides from it what it calls (``use_reentrant=True``)."""
-    seen: set[Any] = set()
-    ahead = [loss.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        if "CheckpointFunction" in node.name():
-            return True
-        seen.add(node)
-        ahead += [child for child, _ in node.next_functions]
-    return False
+    return any("CheckpointFunction" in node.name() for node in nodes(loss))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_same.callbacks.cadence import Cadence
 from lightning_same.callbacks.mean_loss import Mode, mean_loss
 from lightning_same.callbacks.probe import LossFn, check_probe
-from lightning_same.curvature.eigenvalues import TopEigenvalue, measured
+from lightning_same.curvature.eigenvalues import TopEigenvalue, extreme_eigenvalues
 from lightning_same.curvature.hessian import Hessian
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.undisturbed import undisturbed
@@ -196,7 +196,7 @@ class SharpnessMonitor(Callback):
         ) as loss:
             hessian = Hessian(**loss)
             seed = self.seed + trainer.global_step if self.track else self.seed
-            top = measured(hessian, self.tolerance, self.both_ends, self.max_products, seed, self._vector)
+            top = extreme_eigenvalues(hessian, self.tolerance, self.both_ends, self.max_products, seed, self._vector)
             gap = self._ascent_gap(trainer, module, hessian)  # Last: it invalidates the graph.
         self._vector = top.vector if self.track else None
         if not top.converged:

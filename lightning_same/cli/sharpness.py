@@ -19,6 +19,7 @@ from typing_extensions import override
 from lightning_same.callbacks.mean_loss import Mode, mean_loss
 from lightning_same.cli.fit import SAMCLI
 from lightning_same.curvature.eigenvalues import GradientCurvature, TopEigenvalue, gradient_curvature, top_eigenvalue
+from lightning_same.curvature.hessian import Hessian
 from lightning_same.curvature.spectrum import HessianTrace, SpectralDensity, hessian_trace, spectral_density
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class SharpnessCLI(SAMCLI):
         add("--mode", type=Mode, default="eval", help="Of BatchNorm and dropout.")
         add("--trace_probes", type=PositiveInt, default=32, help="Products for the trace, 8 or more.")
         add("--density_probes", type=PositiveInt, default=4, help="Random starts for the spectrum.")
-        add("--density_steps", type=PositiveInt, default=40, help="Products for each of them.")
+        add("--density_steps", type=PositiveInt, default=40, help="Products for one random start.")
         where = "The spectrum's picture, to which .png and .svg are added; by default `spectrum` beside the file."
         add("--output", type=str | None, default=None, help=where)
 
@@ -77,10 +78,11 @@ def main(args: Sequence[str]) -> None:
     load(cli, path)
     batches = list(islice(training_batches(cli), cli.option("probe_batches")))
     with mean_loss(cli.trainer, cli.model, batches, mode=cli.option("mode")) as loss:
-        top = top_eigenvalue(**loss, both_ends=True, max_products=100)
-        trace = hessian_trace(**loss, probes=cli.option("trace_probes"))
-        along = gradient_curvature(**loss)
-        density = spectral_density(**loss, probes=cli.option("density_probes"), steps=cli.option("density_steps"))
+        hessian = Hessian(**loss)
+        top = top_eigenvalue(hessian, both_ends=True, max_products=100)
+        trace = hessian_trace(hessian, probes=cli.option("trace_probes"))
+        along = gradient_curvature(hessian)
+        density = spectral_density(hessian, probes=cli.option("density_probes"), steps=cli.option("density_steps"))
     # The table first: a picture that cannot be written must not cost what was measured.
     sys.stdout.write(f"{path}: {len(batches)} training batches, {top.samples} samples, {cli.option('mode')} mode\n")
     sys.stdout.write(table(top, trace, along, density))
@@ -110,12 +112,12 @@ def prepare(cli: SharpnessCLI) -> None:
     """Set up the data and the model as a fit does."""
     device = cli.trainer.strategy.root_device
     cli.model.trainer = cli.trainer
-    owners = [each for each in (cli.datamodule, cli.model) if each is not None]
-    for each in owners:
-        each.trainer = cli.trainer
-        each.prepare_data()
-    for each in owners:
-        each.setup("fit")
+    owners = [owner for owner in (cli.datamodule, cli.model) if owner is not None]
+    for owner in owners:
+        owner.trainer = cli.trainer
+        owner.prepare_data()
+    for owner in owners:
+        owner.setup("fit")
     cli.model.configure_model()
     cli.model.to(device)
 
@@ -157,7 +159,7 @@ def training_batches(cli: SharpnessCLI) -> Iterator[Any]:
 
 
 def table(top: TopEigenvalue, trace: HessianTrace, along: GradientCurvature, density: SpectralDensity) -> str:
-    """The measures as text, a line each."""
+    """The measures as text, one line for one measure."""
     state = "" if top.converged else ", NOT CONVERGED"
     rows = [
         ("top eigenvalue", top.value, f"residual {top.residual:.2g}{state}, {top.hvps} products for both"),

@@ -1,7 +1,8 @@
 r"""Curvature of a loss along two directions: the sharpest, and the gradient. Plain torch.
 
-Each measure takes the loss, the parameters and, optionally, batches, as `Hessian` does::
+A measure takes a `Hessian`, or in its place the loss, the parameters and, optionally, batches::
 
+    top = top_eigenvalue(Hessian(lambda: criterion(model(x), y), model))
     top = top_eigenvalue(lambda: criterion(model(x), y), model)
     top = top_eigenvalue(lambda batch: criterion(model(batch[0]), batch[1]), model, batches)
 
@@ -11,14 +12,15 @@ seeded by ``seed`` and on the CPU: a call repeated gives the same result, and th
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_same.curvature.hessian import Hessian
-from lightning_same.curvature.lanczos import Lanczos, dots
+from lightning_same.curvature.lanczos import Lanczos
+from lightning_same.curvature.measure import takes_loss
+from lightning_same.curvature.operator import LossOperator, Operator
+from lightning_same.curvature.vectors import dots
 
 LEAST_PRODUCTS = 4
 """A random start hardly contains the top eigenvector. Where most eigenvalues are nearly equal, as with an L2 penalty in
@@ -27,8 +29,8 @@ the loss, the first residuals are small around that bulk; a few products bring o
 WARM_LEAD = 4.0
 """How far ahead of other directions a warm start has the last eigenvector, in standard deviations of a random start.
 
-Started on that eigenvector itself, Lanczos finds its residual small at once, even if another eigenvalue has overtaken
-its own. With this lead the other is found as in a cold start, and a product or two are saved."""
+Started on that eigenvector itself, Lanczos gets a small residual at once, even if another eigenvalue has overtaken its
+own. With this lead the other comes out as in a cold start, and a product or two are saved."""
 
 
 class TopEigenvalue(NamedTuple):
@@ -39,13 +41,14 @@ class TopEigenvalue(NamedTuple):
             finite.
         bottom: the smallest Ritz value: an upper bound on the smallest eigenvalue. It may be far above it, unless both
             ends were waited for: see ``bottom_residual``.
-        residual: norm of H x - value * x for the unit Ritz vector x. Some eigenvalue lies within it of ``value``. Where
-            the top eigenvalue stands apart from the next, the error is of the order of residual^2 over their distance.
+        residual: norm of H x - value * x for the unit Ritz vector x. An eigenvalue lies within this distance of
+            ``value``. Where the top eigenvalue is isolated, the error is of the order of residual^2 over the distance
+            to the next.
         hvps: Hessian-vector products taken.
         converged: whether ``residual``, and ``bottom_residual`` if both ends were waited for, met the tolerance.
         samples: number of samples that the loss is a mean over, on all processes.
         bottom_residual: for ``bottom`` what ``residual`` is for ``value``.
-        vector: the unit Ritz vector of ``value``, flat: all parameters end to end, in their order.
+        vector: shape (size,): the unit Ritz vector of ``value``; all parameters end to end, in their order.
     """
 
     value: float
@@ -74,13 +77,10 @@ class GradientCurvature(NamedTuple):
     samples: int
 
 
+@takes_loss
 def top_eigenvalue(
-    loss_fn: Callable[..., Tensor],
-    params: Iterable[Tensor] | nn.Module,
-    batches: Sequence[Any] | None = None,
+    hessian: Operator,
     *,
-    samples: int | Sequence[int] | None = None,
-    reduce: Callable[[Tensor], Tensor] | None = None,
     tolerance: float = 2e-3,
     both_ends: bool = False,
     max_products: int = 32,
@@ -89,70 +89,79 @@ def top_eigenvalue(
 ) -> TopEigenvalue:
     r"""The largest eigenvalue of the Hessian, and the smallest, by Lanczos with full reorthogonalisation.
 
-    Stops as soon as the residual of the largest Ritz value is at most ``tolerance`` times that value. That is a
-    statement about the spectrum, unlike a small change between iterations, which power iteration also shows while it
-    creeps. An isolated top eigenvalue then has an error of about 1e-5; in a dense cluster it is of the order of the
+    Stops as soon as the residual of the largest Ritz value is at most ``tolerance`` times that value. That bounds the
+    distance to an eigenvalue, which a small change between iterations does not: power iteration shows one also while
+    it creeps. An isolated top eigenvalue then has an error of about 1e-5; in a dense cluster it is of the order of the
     tolerance.
 
     Costs 6 to 12 products for a usual network, up to 20 before training. A product costs about 2.6 forward-backward
     passes for one batch and 3.4 for several, one read by the host of two numbers, and a flat vector that is held until
-    the end.
+    the end. On several processes two scalars are reduced beside each product, so that all stop together and return the
+    same values.
 
     Args:
-        loss_fn: mean loss of a batch, or of nothing, as for `Hessian`.
-        params: the module, or parameters, as for `Hessian`.
-        batches: a sequence of batches, as for `Hessian`.
-        samples: number of samples of each, as for `Hessian`.
-        reduce: sum over processes, as for `Hessian`. Beside the one reduction per product, two scalars are reduced, so
-            that all processes stop together and return the same values.
+        hessian: a `Hessian` or another `Operator`; or in its place the arguments of `Hessian`, as in
+            ``top_eigenvalue(loss_fn, params, batches, samples=..., reduce=...)``.
         tolerance: accepted residual, relative to the value; > 0. Below what rounding allows, rounding decides.
         both_ends: whether to wait for the smallest eigenvalue too, relative to itself. In a trained network it is small
             and lies close to the bulk, which takes 2 to 7 times as many products: raise ``max_products``.
         max_products: most products to take; >= 1.
         seed: of the start vector; the same on all processes.
         start: the ``vector`` of a measurement shortly before, to follow the eigenvalue through training. It is mixed
-            into the random start, so thinly that another eigenvalue which has overtaken its own is found as well; that
-            saves a product or two. Give each call another ``seed``. Default: start at random.
+            into the random start with a small weight, so that another eigenvalue which has overtaken its own comes out
+            as well; that saves a product or two. Give each call another ``seed``. Default: start at random.
 
     Returns:
-        The result. If it has not converged, it says so and a warning is given.
+        The result. If ``converged`` is False, a warning is given too.
 
     Raises:
-        ValueError: if an argument is out of range, or as `Hessian` does.
-        TypeError: as `Hessian` does.
+        ValueError: if an argument is out of range.
+        TypeError: if ``hessian`` is neither an operator nor a loss with its parameters.
+
+    Examples:
+        A quadratic with the eigenvalues 1, 2 and 5:
+
+        >>> import torch
+        >>> w = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        >>> curvatures = torch.tensor([1.0, 2.0, 5.0])
+        >>> top = top_eigenvalue(lambda: 0.5 * (curvatures * w**2).sum(), [w])
+        >>> round(top.value, 9), round(top.bottom, 9), top.converged
+        (5.0, 1.0, True)
+        >>> top.vector.abs().round(decimals=6)
+        tensor([0., 0., 1.], dtype=torch.float64)
 
     References:
-        Lanczos 1950; the residual bound: Parlett, The Symmetric Eigenvalue Problem, theorem 4.5.1.
+        Lanczos, An Iteration Method for the Solution of the Eigenvalue Problem, 1950; the residual bound: Parlett, The
+        Symmetric Eigenvalue Problem, theorem 4.5.1.
     """
     if not tolerance > 0:
         raise ValueError(f"top_eigenvalue: `tolerance` must be > 0, got {tolerance!r}.")
     if max_products < 1:
         raise ValueError(f"top_eigenvalue: `max_products` must be >= 1, got {max_products!r}.")
-    hessian = Hessian(loss_fn, params, batches, samples=samples, reduce=reduce)
-    top = measured(hessian, tolerance, both_ends, max_products, seed, start)
+    top = extreme_eigenvalues(hessian, tolerance, both_ends, max_products, seed, start)
     if math.isnan(top.value):
-        warnings.warn("top_eigenvalue: the loss or a Hessian-vector product is not finite.", stacklevel=2)
+        warnings.warn("top_eigenvalue: the loss or a Hessian-vector product is not finite.", stacklevel=3)
     elif not top.converged:
         warnings.warn(
             f"top_eigenvalue: not converged to {tolerance:g} after {top.hvps} products: top {top.value:.4g} with a"
             f" residual of {top.residual:.2g}, bottom {top.bottom:.4g} with {top.bottom_residual:.2g}. Raise"
             " `max_products`.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return top
 
 
-def measured(
-    hessian: Hessian, tolerance: float, both_ends: bool, max_products: int, seed: int, start: Tensor | None = None
+def extreme_eigenvalues(
+    hessian: Operator, tolerance: float, both_ends: bool, max_products: int, seed: int, start: Tensor | None = None
 ) -> TopEigenvalue:
-    """`top_eigenvalue` of a Hessian at hand, without its warnings."""
+    """`top_eigenvalue` without its warnings."""
     if start is not None and start.shape != (hessian.size,):
         raise ValueError(f"top_eigenvalue: `start` must have shape ({hessian.size},), got {tuple(start.shape)}.")
     first = torch.randn(hessian.size, generator=torch.Generator().manual_seed(seed)).to(hessian.device, hessian.dtype)
     if start is not None and 0 < (norm := start.norm().item()) < math.inf:
         first.add_(start.to(first), alpha=WARM_LEAD / norm)
     lanczos = Lanczos(hessian.__matmul__, first, hessian.mean_over_processes)
-    before, converged = hessian.hvps, False
+    converged = False
     while not (converged or lanczos.exhausted or len(lanczos.basis) == max_products):
         lanczos.step()
         if not lanczos.finite:
@@ -165,45 +174,43 @@ def measured(
         converged &= lanczos.exhausted or len(lanczos.basis) >= LEAST_PRODUCTS
     if lanczos.finite:
         vector = lanczos.vector(coordinates[:, -1])
-        # What Lanczos makes of an eigenvalue that it found long ago may be smaller than any product is exact.
+        # For an eigenvalue that converged long ago, Lanczos may report less than the error of any product.
         rounding = torch.finfo(first.dtype).eps * max(abs(bottom), abs(value))
         residual, bottom_residual = max(residual, rounding), max(bottom_residual, rounding)
     else:
         value = bottom = residual = bottom_residual = math.nan
         vector = torch.full_like(first, math.nan)
-    hvps = hessian.hvps - before
+    hvps = len(lanczos.basis)
     return TopEigenvalue(value, bottom, residual, hvps, converged, hessian.samples, bottom_residual, vector)
 
 
-def gradient_curvature(
-    loss_fn: Callable[..., Tensor],
-    params: Iterable[Tensor] | nn.Module,
-    batches: Sequence[Any] | None = None,
-    *,
-    samples: int | Sequence[int] | None = None,
-    reduce: Callable[[Tensor], Tensor] | None = None,
-) -> GradientCurvature:
+@takes_loss
+def gradient_curvature(hessian: LossOperator) -> GradientCurvature:
     r"""The curvature that a gradient step meets: g'Hg / g'g.
 
     Along the step -lr * g the loss changes by lr * g'g * (lr * value / 2 - 1) to second order: it grows once value
     exceeds 2 / lr. Costs a gradient and one product.
 
     Args:
-        loss_fn: mean loss of a batch, or of nothing, as for `Hessian`.
-        params: the module, or parameters, as for `Hessian`.
-        batches: a sequence of batches, as for `Hessian`.
-        samples: number of samples of each, as for `Hessian`.
-        reduce: sum over processes, as for `Hessian`; called once more, for the gradient.
+        hessian: a `Hessian` or another `LossOperator`; or in its place the arguments of `Hessian`, as in
+            ``gradient_curvature(loss_fn, params, batches, samples=..., reduce=...)``.
 
     Returns:
         The curvature and the gradient's norm.
 
     Raises:
-        ValueError: as `Hessian` does.
-        TypeError: as `Hessian` does.
+        TypeError: if ``hessian`` is neither an operator nor a loss with its parameters.
+
+    Examples:
+        The loss (w_1^2 + 3 w_2^2) / 2 at w = (1, 1) has g = (1, 3) and H = diag(1, 3), so g'Hg / g'g = 28 / 10:
+
+        >>> import torch
+        >>> w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        >>> along = gradient_curvature(lambda: (w[0] ** 2 + 3 * w[1] ** 2) / 2, [w])
+        >>> round(along.value, 9), round(along.grad_norm**2, 9)
+        (2.8, 10.0)
     """
-    hessian = Hessian(loss_fn, params, batches, samples=samples, reduce=reduce)
     gradient = hessian.gradient()
     squared, curved = hessian.mean_over_processes(dots([gradient, hessian @ gradient], gradient)).tolist()
     value = curved / squared if squared else math.nan
-    return GradientCurvature(value, math.sqrt(squared), hessian.hvps, hessian.samples)
+    return GradientCurvature(value, math.sqrt(squared), 1, hessian.samples)

@@ -1,72 +1,86 @@
-"""The Hessian of a mean loss, known by its products with vectors."""
+"""The Hessian of a mean loss, as an operator: products with vectors, in place of the matrix."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_same.curvature.lanczos import scalar_dtype
+from lightning_same.curvature.differentiable import custom_functions, evaluated, twice_differentiable
+from lightning_same.curvature.samples import sample_counts
+from lightning_same.curvature.vectors import scalar_dtype
 from lightning_same.replay.random_state import random_state
-
-NO_SECOND_DERIVATIVE = (
-    "Hessian: an operation in the loss has no second derivative ({}). Replace it while curvature is measured, such as a"
-    " fused kernel by its plain form."
-)
-
-_ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
-"""Of the wrapper, which is the same around every function."""
 
 
 class Hessian:
     r"""H, the second derivative of a mean loss with respect to parameters, as a linear operator.
 
-    ``hessian @ v`` is H v, exact and without H: the derivative of \(g \cdot v\), where g is the gradient. With batches
-    i of n_i samples, on one process or many, the loss is the mean over all samples: H = sum_i n_i H_i / sum_i n_i.
+    ``hessian @ v`` is H v without H: the derivative of \(g \cdot v\), where g is the gradient; exact to rounding. With
+    batches i of n_i samples, on one process or many, the loss is the mean over all samples:
+    H = sum_i n_i H_i / sum_i n_i.
+
+    One operator serves any number of measures: `top_eigenvalue`, `hessian_trace`, `spectral_density` and
+    `gradient_curvature` take it, or take its arguments in its place and build it.
 
     For one batch the graph of g is built once and serves all products (about 1.3 forward-backward passes, then 2.6 per
     product); for several batches it is rebuilt for each at every product (about 3.4 passes over the batches), so that
     memory does not grow with their number. Weights, ``.grad`` and the global random state are never changed. Random
     numbers that ``loss_fn`` draws are the same in every product.
 
-    Inside, autocast is off, attention takes the math backend (fused kernels have no second derivative), compiled
-    modules run eagerly and recurrent ones without cuDNN. ``loss_fn`` must call the module itself, not its
-    DistributedDataParallel wrapper: ``reduce`` does that work. An operation without a second derivative is refused, and
-    so is activation checkpointing by ``use_reentrant=True``. Any other `torch.autograd.Function` is warned of by its
-    name: what its backward computes outside autograd, or its forward has computed for it, counts as constant, and
-    nothing gives that away.
+    Autocast is off, attention takes the math backend (fused kernels have no second derivative), compiled modules run
+    eagerly and recurrent ones without cuDNN. ``loss_fn`` must call the module itself, not its DistributedDataParallel
+    wrapper: ``reduce`` does that work. An operation without a second derivative raises an error, and so does activation
+    checkpointing with ``use_reentrant=True``. Any other `torch.autograd.Function` gives a warning with its name: what
+    its backward computes outside autograd, or what its forward computes for the backward, silently counts as constant.
 
     Args:
         loss_fn: returns the mean loss, a scalar: of ``loss_fn(batch)``, or of ``loss_fn()`` if ``batches`` is None.
-        params: a module, to be measured in eval mode (BatchNorm by its running statistics, no dropout), after which
-            each of its submodules is back in its own mode. Or any iterable of parameters, to be measured in whatever
-            mode their module is in; in train mode a forward then updates BatchNorm's statistics as it always does.
-            A tied parameter counts once, a frozen one not at all, an unused one has rows and columns of zeros. They
-            must not change while the operator is in use.
-        batches: the batches, on the device. A sequence, not a loader: it is gone through at every product.
+        params: a module: the loss is taken in eval mode (BatchNorm uses its running statistics, no dropout), and every
+            submodule gets its own mode back. Or an iterable of parameters: the loss is taken in the mode that the
+            module is in; in train mode a forward updates BatchNorm's statistics as usual. A tied parameter counts once,
+            a frozen one not at all, an unused one has rows and columns of zeros. Parameters must not change while the
+            operator is in use.
+        batches: the batches, on the device. A sequence, not a loader: every product goes through all of them.
         samples: number of samples (or tokens: what the mean is over) of each batch, or of the only one. Default: the
             leading dimension of the batch's tensors; 1 without ``batches``.
-        reduce: returns the sum over processes of a flat tensor, as an all-reduce does. It is called once here with two
-            numbers, then once per product with all of it, whatever the number of batches: the processes may hold
-            different numbers of them, or none.
+        reduce: returns the sum over processes of a flat tensor, as an all-reduce does. Called once by the constructor
+            with two numbers, then once per product with the whole product, however many batches there are: processes
+            may hold different numbers of batches, or none.
 
     Attributes:
         size: number of elements of the parameters.
         device: where vectors live.
         dtype: of the vectors: that of the parameters, at least float32.
-        samples: their number over all batches and processes.
+        samples: number of samples over all batches and processes.
         hvps: number of products so far.
+        params: the parameters that H is the second derivative for, in the order of the rows.
 
     Raises:
         RuntimeError: at the first product, if an operation has no second derivative, or at reentrant checkpointing.
         ValueError: if nothing is trainable, a parameter is complex, or numbers of samples are missing, ambiguous or
             add up to zero.
         TypeError: if ``batches`` is not a sequence.
+
+    Examples:
+        The loss w_1^2 + 3 w_2^2 + w_1 w_2 has a constant Hessian:
+
+        >>> import torch
+        >>> w = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> hessian = Hessian(lambda: w[0] ** 2 + 3 * w[1] ** 2 + w[0] * w[1], [w])
+        >>> hessian @ torch.tensor([1.0, 0.0])
+        tensor([2., 1.])
+        >>> hessian.gradient()
+        tensor([3., 7.])
+
+        Two batches of one and three samples weigh 1 : 3:
+
+        >>> batches = [torch.full((1,), 8.0), torch.full((3,), 4.0)]
+        >>> hessian = Hessian(lambda x: 0.5 * (x * w[0] ** 2).mean(), [w], batches)
+        >>> hessian @ torch.tensor([1.0, 1.0])
+        tensor([5., 0.])
 
     References:
         Pearlmutter, Fast Exact Multiplication by the Hessian, Neural Computation 1994.
@@ -82,8 +96,8 @@ class Hessian:
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._module = params if isinstance(params, nn.Module) else None
-        given = params.parameters() if isinstance(params, nn.Module) else params
-        self.params = list({id(param): param for param in given if param.requires_grad}.values())
+        every = params.parameters() if isinstance(params, nn.Module) else params
+        self.params = list({id(param): param for param in every if param.requires_grad}.values())
         if not self.params:
             raise ValueError("Hessian: `params` holds no tensor that requires a gradient.")
         if any(param.is_complex() for param in self.params):
@@ -103,11 +117,11 @@ class Hessian:
             [loss_fn] if batches is None else [partial(loss_fn, batch) for batch in batches]
         )
         self._sum = reduce
-        counts = _counts(batches, samples, alone=reduce is None)
+        counts = sample_counts(batches, samples, one_process=reduce is None)
         total, self._processes = float(sum(counts)), 1.0
         if reduce is not None:
-            told = torch.tensor([total, 1.0], dtype=scalar_dtype(self.device), device=self.device)
-            total, self._processes = reduce(told).tolist()
+            summands = torch.tensor([total, 1.0], dtype=scalar_dtype(self.device), device=self.device)
+            total, self._processes = reduce(summands).tolist()
         if total <= 0:
             raise ValueError("Hessian: there is not one sample to measure on.")
         self.samples = round(total)
@@ -153,8 +167,8 @@ class Hessian:
         return scalars if self._sum is None else self._sum(scalars) / self._processes
 
     def _mean(self, derivative: Callable[[list[Tensor]], Sequence[Tensor]]) -> Tensor:
-        """Weigh by samples what ``derivative`` makes of each batch's gradients; one sum over processes, at the end."""
-        with self._differentiable(), _explained():
+        """Mean over samples of ``derivative(gradients of a batch)``; one sum over processes, at the end."""
+        with self._differentiable():
             total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
             for loss_fn, weight in zip(self._losses, self._weights, strict=True):
                 parts = derivative(self._gradients(loss_fn))
@@ -167,7 +181,7 @@ class Hessian:
             return self._graph
         loss = loss_fn()
         if self._functions is None:
-            self._functions = _functions(loss)
+            self._functions = custom_functions(loss)
         grads = list(
             torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True, materialize_grads=True)
         )
@@ -193,118 +207,13 @@ class Hessian:
 
     @contextmanager
     def _differentiable(self) -> Iterator[None]:
-        """Everything twice differentiable, in full precision, with the same random numbers each time."""
+        """A forward that has a second derivative and draws the same random numbers each time."""
         before = random_state(self.device)
         try:
             for put_back in self._same_numbers:
                 put_back()
-            with (
-                torch.inference_mode(False),
-                torch.enable_grad(),
-                torch.autocast(self.device.type, enabled=False),
-                sdpa_kernel(SDPBackend.MATH),
-                torch.compiler.set_stance("force_eager"),
-                _evaluated(self._module),
-            ):
+            with twice_differentiable(self.device), evaluated(self._module):
                 yield
         finally:
             for put_back in before:
                 put_back()
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "derivative for" in str(error) or "double backward" in str(error):
-            raise RuntimeError(NO_SECOND_DERIVATIVE.format(str(error).rstrip("."))) from error
-        raise
-
-
-def _functions(loss: Tensor) -> list[str]:
-    """Names of the Functions behind a loss. Refuses those whose missing derivative autograd would take for zero."""
-    waiting, seen, names = [loss.grad_fn], set(), set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        waiting.extend(following for following, _ in node.next_functions)
-        function = getattr(node, "_forward_cls", None)
-        if function is None:
-            continue
-        name = function.__qualname__.removeprefix("GeneratedBackwardFor_")  # of an operator by `torch.library`
-        if name == "CheckpointFunction":
-            raise RuntimeError(
-                "Hessian: the loss goes through activation checkpointing with use_reentrant=True, behind which"
-                " torch.autograd.grad finds no parameters. Use torch.utils.checkpoint.checkpoint(...,"
-                " use_reentrant=False)."
-            )
-        if _is_once_differentiable(function.backward):
-            raise RuntimeError(NO_SECOND_DERIVATIVE.format(f"the backward of {name} is marked `once_differentiable`"))
-        names.add(name)
-    return sorted(names)
-
-
-def _is_once_differentiable(backward: Any) -> bool:
-    """Whether the decorator is on a backward, maybe beneath others."""
-    while backward is not None:
-        if getattr(backward, "__code__", None) is _ONCE_DIFFERENTIABLE:
-            return True
-        backward = getattr(backward, "__wrapped__", None)
-    return False
-
-
-@contextmanager
-def _evaluated(module: nn.Module | None) -> Iterator[None]:
-    """A module in eval mode. By the flags alone: a module may do more in its `eval`, and not undo it in `train`."""
-    modules = [] if module is None else list(module.modules())
-    modes = [each.training for each in modules]
-    with ExitStack() as stack:
-        if any(isinstance(each, nn.RNNBase) for each in modules):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # it has no second derivative of them
-        try:
-            for each in modules:
-                each.training = False
-            yield
-        finally:
-            for each, mode in zip(modules, modes, strict=True):
-                each.training = mode
-
-
-def _counts(batches: Sequence[Any] | None, samples: int | Sequence[int] | None, alone: bool) -> list[int]:
-    """The number of samples of each batch."""
-    number = 1 if batches is None else len(batches)
-    if samples is None:
-        if batches is not None:
-            return [_leading(batch) for batch in batches]
-        if alone:
-            return [1]
-        raise ValueError("Hessian: with `reduce`, say by `samples` how many the loss of this process is a mean over.")
-    counts = [samples] if isinstance(samples, int) else list(samples)
-    if len(counts) != number or min(counts, default=0) < 0:
-        raise ValueError(f"Hessian: `samples` must hold {number} numbers >= 0, one for each batch, got {samples!r}.")
-    return counts
-
-
-def _leading(batch: Any) -> int:
-    """The leading dimension on which all tensors of a batch agree."""
-    lengths = {tensor.shape[0] for tensor in _tensors(batch) if tensor.ndim}
-    if len(lengths) != 1:
-        raise ValueError(
-            "Hessian: the number of samples in a batch is unclear, its tensors have leading dimensions"
-            f" {sorted(lengths)}. Give `samples`, one number for each batch."
-        )
-    return int(lengths.pop())
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
-        for value in batch:
-            yield from _tensors(value)

@@ -1,41 +1,17 @@
 """Lanczos on flat vectors: the extreme eigenvalues, and the spectral measure, of an operator known by its products."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_same.gradients.tensors import ACCELERATOR_PIECE, PIECE
+from lightning_same.curvature.vectors import dots, scalar_dtype
 
 ROUNDING = 32
 """How many units in the last place of the largest eigenvalue a product is trusted to: below that a residual is noise,
 and the Krylov space is taken to be invariant."""
-
-
-def scalar_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of scalars: float64, which Apple's MPS does not have."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def dots(vectors: Sequence[Tensor], vector: Tensor) -> Tensor:
-    """Inner products in float64, without a host sync and without a float64 copy of the vectors.
-
-    Args:
-        vectors: k flat tensors of n elements.
-        vector: another one.
-
-    Returns:
-        A tensor of k inner products on the same device.
-    """
-    dtype = scalar_dtype(vector.device)
-    total = torch.zeros(len(vectors), dtype=dtype, device=vector.device)
-    width = (PIECE if vector.device.type == "cpu" else ACCELERATOR_PIECE) // len(vectors)
-    for start in range(0, vector.numel(), width):
-        cut = slice(start, start + width)
-        total += torch.stack([each[cut] for each in vectors]).to(dtype) @ vector[cut].to(dtype)
-    return total
 
 
 class Ritz(NamedTuple):
@@ -44,8 +20,8 @@ class Ritz(NamedTuple):
     Attributes:
         values: shape (m,). The largest is a lower bound on the operator's largest eigenvalue, the smallest an upper
             bound on its smallest, to rounding.
-        residuals: shape (m,); the norm of A x - value * x, for x the unit Ritz vector. Some eigenvalue of the operator
-            lies within that distance of the value.
+        residuals: shape (m,); the norm of A x - value * x, for x the unit Ritz vector. An eigenvalue of the operator
+            lies within this distance of the value.
         coordinates: shape (m, m); column i holds Ritz vector i in the Lanczos basis.
     """
 
@@ -110,8 +86,8 @@ class Lanczos:
         along = torch.zeros((), dtype=scalar_dtype(vector.device), device=vector.device)
         for _ in range(2):
             parts = dots(self.basis, vector)
-            for each, part in zip(self.basis, parts.to(vector.dtype).unbind(), strict=True):
-                vector.addcmul_(each, part, value=-1)
+            for column, part in zip(self.basis, parts.to(vector.dtype).unbind(), strict=True):
+                vector.addcmul_(column, part, value=-1)
             along = along + parts[-1]
         scalars = torch.stack([along, dots([vector], vector)[0].sqrt()])
         diagonal, beside = (
@@ -134,6 +110,6 @@ class Lanczos:
     def vector(self, coordinates: Tensor) -> Tensor:
         """The vector that has these coordinates, shape (m,), in the basis."""
         total = torch.zeros_like(self.basis[0])
-        for each, coordinate in zip(self.basis, coordinates.tolist(), strict=True):
-            total.add_(each, alpha=coordinate)
+        for column, coordinate in zip(self.basis, coordinates.tolist(), strict=True):
+            total.add_(column, alpha=coordinate)
         return total

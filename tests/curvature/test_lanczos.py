@@ -4,7 +4,8 @@ import pytest
 import torch
 from support.hessians import BULK, seeded
 
-from lightning_same.curvature.lanczos import Lanczos, dots
+from lightning_same.curvature.lanczos import Lanczos
+from lightning_same.curvature.vectors import dots
 from lightning_same.gradients.tensors import PIECE
 
 

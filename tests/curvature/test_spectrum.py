@@ -53,7 +53,7 @@ def test_trace_interval_holds_the_trace_as_often_as_it_says() -> None:
         trace = hessian_trace(lambda: 0.5 * w @ h @ w, [w], probes=8, confidence=0.8, seed=seed)
         held += trace.low <= h.trace() <= trace.high
         margin = trace.standard_error * student.ppf(0.9, 7)
-        assert (trace.low, trace.high) == pytest.approx((trace.value - margin, trace.value + margin), rel=1e-3)
+        assert (trace.low, trace.high) == pytest.approx((trace.value - margin, trace.value + margin), rel=1e-9)
         assert trace.hvps == 8
     assert 145 <= held <= 175  # 160 expected, with a standard deviation of 5.7
 

@@ -1,0 +1,32 @@
+"""Inner products of long flat vectors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_same.gradients.tensors import ACCELERATOR_PIECE, PIECE
+
+
+def scalar_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of scalars: float64, which Apple's MPS does not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def dots(vectors: Sequence[Tensor], vector: Tensor) -> Tensor:
+    """Inner products in float64, without a host sync and without a float64 copy of the vectors.
+
+    Args:
+        vectors: k flat tensors of n elements.
+        vector: another one.
+
+    Returns:
+        A tensor of k inner products on the same device.
+    """
+    dtype = scalar_dtype(vector.device)
+    total = torch.zeros(len(vectors), dtype=dtype, device=vector.device)
+    width = (PIECE if vector.device.type == "cpu" else ACCELERATOR_PIECE) // len(vectors)
+    for start in range(0, vector.numel(), width):
+        cut = slice(start, start + width)
+        total += torch.stack([other[cut] for other in vectors]).to(dtype) @ vector[cut].to(dtype)
+    return total
