@@ -17,6 +17,8 @@ from lightning_same import SAM, SAME, LookSAM, Rule, VaSSO, checkpoint_fractions
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.rules.timing import RandomSteps
 
+pytestmark = pytest.mark.skipif(torch.__version__ < "2.7", reason="FSDP2 runs on a CPU from torch 2.7.0 on")
+
 
 class Fractions(Callback):
     def __init__(self) -> None:
