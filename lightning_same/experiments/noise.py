@@ -6,6 +6,7 @@ reads nor moves the global random state: equal arguments give equal noise on eve
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,7 +168,10 @@ def human_labels(path: str | Path, name: str, true_labels: Tensor) -> Tensor:
         )
     # What pickle needs for arrays of integers, and nothing else: a file of labels must not run code.
     kinds = {type(np.dtype(kind)) for kind in (np.int64, np.int32, np.uint8)}
-    needed = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, *kinds]  # type: ignore[attr-defined]
+    # Written by numpy 1 or 2, read by either: the function is the same, its module is not.
+    reconstruct = np.empty(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")]
+    needed: list[Any] = [*((reconstruct, name) for name in names), np.ndarray, np.dtype, *kinds]
     with torch.serialization.safe_globals(needed):
         content = torch.load(path, weights_only=True)
     if not isinstance(content, dict) or name not in content or "clean_label" not in content:

@@ -11,7 +11,7 @@ from support.fits import differences, fit
 from support.monitored import GROUPS, MONITORS, NORMS, STEP, class_zero, measured, rows_of
 from support.nets import Everything, Plain, build, float64
 from support.ranks import Ranks
-from support.sharded import Sharded, strategy, whole
+from support.sharded import Sharded, needs_fsdp2, strategy, whole
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -194,6 +194,7 @@ def over_shards(mixed: bool, monitored: bool = True) -> tuple[list[dict[str, flo
     return [row for _, row in rows], whole(module)
 
 
+@needs_fsdp2
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("mixed", [True, False])
 def test_over_shards_the_values_are_those_of_the_whole(ranks: dict[int, Ranks], mixed: bool, size: int) -> None:

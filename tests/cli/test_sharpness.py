@@ -71,7 +71,7 @@ def test_the_table_and_the_picture(capsys: pytest.CaptureFixture[str], doubled: 
     data = ["--data=test_sharpness_command.Doubled"] if doubled else []
     found, out = numbers(
         capsys,
-        "--model=nets.Plain",
+        "--model=support.nets.Plain",
         *data,
         "--ckpt_path=end.ckpt",
         "--probe_batches=3",
@@ -141,14 +141,14 @@ def test_errors_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["--ckpt_path=other.ckpt"], "--weights_only false"),
     ):
         with pytest.raises(SystemExit) as stop:
-            main(["--model=nets.Plain", *args, *QUICK])
+            main(["--model=support.nets.Plain", *args, *QUICK])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_bare_state_dict_is_a_file_of_weights_too(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(build(Plain).state_dict(), "bare.pt")
-    found, _ = numbers(capsys, "--model=nets.Plain", "--ckpt_path=bare.pt", "--density_probes=1", "--density_steps=5")
+    found, _ = numbers(capsys, "--model=support.nets.Plain", "--ckpt_path=bare.pt", "--density_probes=1", "--density_steps=5")
     assert found["top eigenvalue"] > 0
 
 
@@ -165,5 +165,5 @@ def test_what_cannot_be_read_or_written_ends_in_one_line(
 ) -> None:
     Path("text.ckpt").write_bytes(content) if isinstance(content, bytes) else torch.save(content, "text.ckpt")
     with pytest.raises(SystemExit):
-        main(["--model=nets.Plain", "--ckpt_path=text.ckpt", *more])
+        main(["--model=support.nets.Plain", "--ckpt_path=text.ckpt", *more])
     assert message in capsys.readouterr().err.strip().splitlines()[-1]

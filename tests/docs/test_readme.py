@@ -42,7 +42,7 @@ def test_the_readme_has_all_that_is_run_here() -> None:
     assert {mark for mark, *_ in BLOCKS if "command" in mark} == {"quickstart-command", "test-command"}
 
 
-@pytest.mark.parametrize("code", SCRIPTS, ids=["mixin", "by hand", "only look", "plain torch", "options"])
+@pytest.mark.parametrize("code", SCRIPTS, ids=["mixin", "by hand", "diagnostics only", "plain torch", "options"])
 def test_scripts_run(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lightning_same import SAM, SAME, with_sam
-from support.fits import differences, fit, observed_fit
+from support.fits import LIGHTNING, differences, fit, observed_fit
 from support.nets import Everything, Plain, build, loader
 
 FORCED = SAME(1, condition=3.0, rho=0.0)
@@ -35,6 +35,9 @@ RHO = 0.2
 
 
 EPOCHS = 3
+
+SINCE = {"WeightAveraging": (2, 6)}
+"""Features that the oldest supported Lightning lacks, and the release that brought them."""
 
 
 class Case(NamedTuple):
@@ -236,18 +239,23 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-class Averaged(WeightAveraging):
-    """An average from the first step on."""
+def averaged() -> list[Any]:
+    """An average of the weights from the first step on."""
+    if SINCE["WeightAveraging"] > LIGHTNING:
+        return []
 
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None
+    class Averaged(callbacks.WeightAveraging):
+        def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+            return step_idx is not None
+
+    return [Averaged()]
 
 
 def features(folder: Path) -> dict[str, dict[str, Any]]:
     """The Trainer options of each feature that is tried by itself."""
     return {
         "StochasticWeightAveraging": {"callbacks": [StochasticWeightAveraging(0.01, swa_epoch_start=1)]},
-        "WeightAveraging": {"callbacks": [Averaged()]},
+        "WeightAveraging": {"callbacks": averaged()},
         "EarlyStopping": {"callbacks": [EarlyStopping("val_loss", patience=0, min_delta=10.0)]},
         "ModelCheckpoint(every_n_train_steps=2)": {
             "callbacks": [ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1)],

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from support.nets import Everything, seed_all
 
+LIGHTNING = tuple(int(number) for number in pl.__version__.split(".")[:2])
+"""The version of Lightning, for what its oldest supported one lacks."""
+
 
 class RowLogger(Logger):
     """Keeps what is logged, in order."""
@@ -87,6 +90,15 @@ def fit(module: pl.LightningModule, **options: Any) -> pl.Trainer:
     made = trainer(**options)
     made.fit(module)
     return made
+
+
+def go_on(made: pl.Trainer, module: pl.LightningModule, file: Path | str | None, weights_only: bool = True) -> None:
+    """Fit on from a checkpoint file, or from the beginning if there is none.
+
+    Lightning 2.6.0 brought `weights_only`; releases before it unpickle everything in the file.
+    """
+    options = {} if file is None or LIGHTNING < (2, 6) else {"weights_only": weights_only}
+    made.fit(module, ckpt_path=file, **options)
 
 
 def observed_fit(module: pl.LightningModule, folder: Path, save: bool = True, **options: Any) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 from support.nets import Plain
+
+needs_fsdp2 = pytest.mark.skipif(torch.__version__ < "2.7", reason="FSDP2 runs on a CPU from torch 2.7.0 on")
 
 
 class Sharded(Plain):

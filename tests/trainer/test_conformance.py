@@ -6,6 +6,7 @@ import pytest
 from support.conformance import (
     CASES,
     FEATURES,
+    SINCE,
     Case,
     against_lightning,
     against_the_loop,
@@ -13,12 +14,24 @@ from support.conformance import (
     feature_does_something,
     overflows,
 )
+from support.fits import LIGHTNING
 from support.ranks import Ranks
 
 TOLERANCE = {"32-true": 1e-6, "bf16-mixed": 2e-2, "16-mixed, scaled": 2e-3}
 """Of the loop by hand on one process: on two the halves of a batch are rounded by themselves.
 
 They also overflow by themselves, at another loss scale than the whole, so that those cases have no such loop."""
+
+
+TRIED = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            SINCE.get(name, LIGHTNING) > LIGHTNING, reason=f"{name} came with Lightning {SINCE.get(name)}"
+        ),
+    )
+    for name in FEATURES
+]
 
 
 def name_of(case: Case) -> str:
@@ -40,12 +53,12 @@ def test_the_overflows_happen() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", TRIED)
 def test_feature_at_rho_zero_is_plain_lightning(feature: str, accumulate: int) -> None:
     assert feature_against_lightning(feature, accumulate) == []
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", TRIED)
 def test_feature_does_something(feature: str) -> None:
     assert feature_does_something(feature) or feature == "detect_anomaly"
 
@@ -70,6 +83,6 @@ def test_two_processes(two: dict[str, list[dict[Any, Any]]], case: Case) -> None
         assert max(found[case] for found in two["loop"]) < TOLERANCE[case.precision]
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", TRIED)
 def test_features_on_two_processes(two: dict[str, list[dict[Any, Any]]], feature: str) -> None:
     assert [found[feature] for found in two["features"]] == [[], []]

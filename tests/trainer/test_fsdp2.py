@@ -10,12 +10,14 @@ from support.fits import differences, fit, trainer
 from support.named_rules import RULES
 from support.nets import build, seed_all
 from support.ranks import Ranks
-from support.sharded import Sharded, strategy, whole
+from support.sharded import Sharded, needs_fsdp2, strategy, whole
 from torch import Tensor
 
 from lightning_same import SAM, SAME, LookSAM, Rule, VaSSO, checkpoint_fractions, with_sam
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.rules.timing import RandomSteps
+
+pytestmark = needs_fsdp2
 
 
 class Fractions(Callback):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from support.fits import differences, trainer
+from support.fits import differences, go_on, trainer
 from support.named_rules import RULES
 from support.nets import Plain, build, float64, seed_all
 from support.ranks import Ranks
@@ -29,7 +29,7 @@ def train(rule: Rule, accumulate: int, folder: str, resume: bool = False) -> lis
             max_epochs=4, callbacks=[keep], enable_checkpointing=True, accumulate_grad_batches=accumulate, **options
         )
         seed_all(1)
-        made.fit(module, ckpt_path=f"{folder}/epoch=1.ckpt" if resume else None, weights_only=True if resume else None)
+        go_on(made, module, f"{folder}/epoch=1.ckpt" if resume else None)
     return [param.detach() for param in module.parameters()]
 
 
@@ -74,7 +74,7 @@ def test_plain_and_sam_resume_from_each_other(tmp_path: Path) -> None:
         module = with_sam(build(Plain), rule) if mixed else build(Plain)
         made = trainer(max_epochs=2 if file else 1)
         seed_all(1)
-        made.fit(module, ckpt_path=file, weights_only=True if file else None)
+        go_on(made, module, file)
         made.save_checkpoint(tmp_path / "last.ckpt")
         return made.global_step, [param.detach() for param in module.parameters()]
 

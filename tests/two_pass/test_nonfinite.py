@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
-from support.fits import RowLogger, differences, fit, trainer
+from support.fits import RowLogger, differences, fit, go_on, trainer
 from support.nets import Plain, build, float64
 from support.ranks import Ranks
 from torch import Tensor
@@ -158,7 +158,7 @@ def test_the_count_goes_on_from_a_checkpoint_file(tmp_path: Path) -> None:
     first = fit(with_sam(build(Faulty, (1,)), SAM(0.3), nonfinite="skip"), max_epochs=1)
     first.save_checkpoint(tmp_path / "one.ckpt")
     second = trainer(max_epochs=2)
-    second.fit(with_sam(build(Plain), SAM(0.3), nonfinite="skip"), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    go_on(second, with_sam(build(Plain), SAM(0.3), nonfinite="skip"), tmp_path / "one.ckpt")
     assert second.callback_metrics["sam/skipped_steps"] == 1
 
 

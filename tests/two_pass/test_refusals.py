@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
-from support.fits import fit, trainer
+from support.fits import fit, go_on, trainer
 from support.nets import Plain, TwoOptimizers, build
 from torch import Tensor, nn
 
@@ -279,5 +279,5 @@ def test_a_resumed_manual_module_is_judged_by_its_own_steps(tmp_path: Any) -> No
     made = fit(build(Waits), max_epochs=1)
     made.save_checkpoint(tmp_path / "one.ckpt")
     resumed = trainer(max_epochs=2)
-    resumed.fit(build(Waits), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    go_on(resumed, build(Waits), tmp_path / "one.ckpt")
     assert resumed.global_step == 8

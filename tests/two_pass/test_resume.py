@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from support.fits import differences, trainer
+from support.fits import differences, go_on, trainer
 from support.nets import Plain, build, collate, seed_all
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -94,7 +94,7 @@ def run(
     module = with_sam(build(kind), rule)
     made = trainer(max_epochs=EPOCHS, callbacks=[keep], enable_checkpointing=True, accumulate_grad_batches=accumulate)
     seed_all(1)
-    made.fit(module, ckpt_path=folder / "last.ckpt" if resume else None, weights_only=False if resume else None)
+    go_on(made, module, folder / "last.ckpt" if resume else None, weights_only=False)
     return [param.detach() for param in module.parameters()]
 
 
@@ -170,7 +170,7 @@ def test_another_rule_is_said_once(
     made.fit(with_sam(build(Plain), before))
     made.save_checkpoint(tmp_path / "one.ckpt")
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
-        trainer(max_epochs=2).fit(with_sam(build(Plain), after), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+        go_on(trainer(max_epochs=2), with_sam(build(Plain), after), tmp_path / "one.ckpt")
     messages = [record.message for record in caplog.records if "checkpoint file was" in record.message]
     assert len(messages) == (said is not None)
     assert said is None or said in messages[0]
@@ -218,7 +218,7 @@ def test_a_file_that_is_written_on_an_error_goes_on_as_without_the_error(rule: R
         module = with_sam(build(Same), rule)
         module.fails = fails
         made = trainer(max_epochs=-1, max_steps=steps, callbacks=[SavesOnError(tmp_path / "error.ckpt")])
-        made.fit(module, ckpt_path=tmp_path / "error.ckpt" if resume else None, weights_only=False if resume else None)
+        go_on(made, module, tmp_path / "error.ckpt" if resume else None, weights_only=False)
         return [param.detach() for param in module.parameters()]
 
     # LookSAM takes one pass at that step; whether AE-SAM takes two is its own choice.
