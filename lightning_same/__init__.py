@@ -21,6 +21,7 @@ from lightning_same.rules.combinations import (
     Select,
     SurrogateGap,
 )
+from lightning_same.rules.controls import CheckpointDose, Dose, RandomGains, RandomMask
 from lightning_same.rules.perturbations import (
     Adaptive,
     Friendly,
@@ -73,6 +74,7 @@ __all__ = [
     "WSAM",
     "Adaptive",
     "Chain",
+    "CheckpointDose",
     "CheckpointFractionMonitor",
     "CheckpointFractions",
     "CheckpointGains",
@@ -81,6 +83,7 @@ __all__ = [
     "Cosine",
     "CustomSAME",
     "Direction",
+    "Dose",
     "Elementwise",
     "Every",
     "EveryStep",
@@ -108,6 +111,8 @@ __all__ = [
     "Perturbed",
     "Progress",
     "Ramp",
+    "RandomGains",
+    "RandomMask",
     "RandomSteps",
     "Rule",
     "SAMDirection",

@@ -1,5 +1,7 @@
 """A plain LightningModule for images with noisy labels."""
 
+from collections.abc import Sequence
+
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
@@ -9,37 +11,47 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from lightning_same.experiments.images import Batch
 
 
-class MaskedAccuracy(Metric):
-    """Accuracy over the samples under a mask; NaN where there was none.
+class Scores(Metric):
+    """Loss and accuracy over the samples of an epoch, and the accuracy over those of true and of wrong label.
 
-    torchmetrics' ``MeanMetric`` either looks for NaN at each update, for which the host waits for the device, or
-    ignores its weights.
+    One metric for all of them: what is updated at each step is copied and put back by each second pass.
     """
 
-    hits: Tensor
-    count: Tensor
+    counts: Tensor
+    """Samples of true label; those hit; samples of wrong label; those whose label is hit; whose true label is hit."""
+
+    loss: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("hits", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(5, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("loss", torch.tensor(0.0), dist_reduce_fx="sum")
 
     @override
-    def update(self, hit: Tensor, mask: Tensor) -> None:
-        """Count a batch; ``hit`` and ``mask`` are booleans of shape (n,)."""
-        self.hits += (hit & mask).sum()
-        self.count += mask.sum()
+    def update(self, losses: Tensor, predicted: Tensor, batch: Batch) -> None:
+        """Add a batch of n samples; ``losses`` and ``predicted`` classes are of shape (n,)."""
+        noisy, hit = batch.noisy, predicted == batch.label
+        masks = [~noisy, hit & ~noisy, noisy, hit & noisy, (predicted == batch.true_label) & noisy]
+        # Not in place: what was reset in inference mode may be updated outside of it.
+        self.counts = self.counts + torch.stack(masks).sum(1)
+        self.loss = self.loss + losses.sum()
 
     @override
-    def compute(self) -> Tensor:
-        """Hits over samples, a scalar."""
-        return self.hits / self.count
+    def compute(self) -> dict[str, Tensor]:
+        """The scores by name, scalars; NaN where there was no sample."""
+        clean, clean_hits, noisy, noisy_hits, corrected = self.counts.unbind()
+        return {
+            "loss": self.loss / (clean + noisy),
+            "accuracy": (clean_hits + noisy_hits) / (clean + noisy),
+            "clean_accuracy": clean_hits / clean,
+            "noisy_accuracy": noisy_hits / noisy,
+            "noisy_true_accuracy": corrected / noisy,
+        }
 
 
 class ImageClassifier(LightningModule):
@@ -74,13 +86,7 @@ class ImageClassifier(LightningModule):
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
-        # Checking the arguments would make the host wait for the device at each step.
-        accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-        self.train_accuracy, self.val_accuracy, self.test_accuracy = accuracy, accuracy.clone(), accuracy.clone()
-        self.clean_accuracy, self.noisy_accuracy = MaskedAccuracy(), MaskedAccuracy()
-        self.train_eval_accuracy = accuracy.clone()
-        self.train_eval_clean, self.train_eval_noisy = MaskedAccuracy(), MaskedAccuracy()
-        self.train_eval_noisy_true = MaskedAccuracy()
+        self.train_scores, self.train_eval_scores, self.val_scores, self.test_scores = (Scores() for _ in range(4))
 
     @override
     def forward(self, image: Tensor) -> Tensor:
@@ -88,66 +94,55 @@ class ImageClassifier(LightningModule):
         logits: Tensor = self.model(image)
         return logits
 
+    def losses(self, batch: Batch) -> Tensor:
+        """The loss of each sample on the labels given, of shape (n,)."""
+        return F.cross_entropy(self(batch.image), batch.label, reduction="none")
+
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss on the labels given."""
-        logits = self(batch.image)
-        loss = F.cross_entropy(logits, batch.label)
-        hit = logits.argmax(1) == batch.label
-        self.train_accuracy.update(logits, batch.label)
-        self.clean_accuracy.update(hit, ~batch.noisy)
-        self.noisy_accuracy.update(hit, batch.noisy)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
-        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        return loss
+        return self._score(self.train_scores, batch).mean()
 
     @override
     def on_train_epoch_end(self) -> None:
-        """Log the two halves of the training accuracy, where there are any."""
-        self._log_parts({"train/clean_accuracy": self.clean_accuracy, "train/noisy_accuracy": self.noisy_accuracy})
+        """Log the scores of the steps."""
+        self._log("train", ("loss", "accuracy", "clean_accuracy", "noisy_accuracy"), ("loss", "accuracy"))
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log loss and accuracy, of the validation data (loader 0) and of the training data (loader 1)."""
-        if dataloader_idx == 0:
-            self._evaluate("val", batch, self.val_accuracy)
-            return
-        predicted = self._evaluate("train_eval", batch, self.train_eval_accuracy).argmax(1)
-        self.train_eval_clean.update(predicted == batch.label, ~batch.noisy)
-        self.train_eval_noisy.update(predicted == batch.label, batch.noisy)
-        self.train_eval_noisy_true.update(predicted == batch.true_label, batch.noisy)
+        """Score the validation data (loader 0) and the training data (loader 1)."""
+        self._score(self.train_eval_scores if dataloader_idx else self.val_scores, batch)
 
     @override
     def on_validation_epoch_end(self) -> None:
-        """Log the parts of the training accuracy that were evaluated."""
-        if self.train_eval_clean.update_called:
-            self._log_parts(
-                {
-                    "train_eval/clean_accuracy": self.train_eval_clean,
-                    "train_eval/noisy_accuracy": self.train_eval_noisy,
-                    "train_eval/noisy_true_accuracy": self.train_eval_noisy_true,
-                }
-            )
-
-    def _log_parts(self, parts: dict[str, MaskedAccuracy]) -> None:
-        for name, metric in parts.items():
-            accuracy = metric.compute()  # over all ranks, so that they agree on whether to log it
-            metric.reset()
-            if not accuracy.isnan():
-                self.log(name, accuracy, sync_dist=True)
+        """Log the scores of the validation data, and of the training data if they were evaluated."""
+        self._log("val", ("loss", "accuracy"), ("accuracy",))
+        if self.train_eval_scores.update_called:
+            self._log("train_eval", ("loss", "accuracy", "clean_accuracy", "noisy_accuracy", "noisy_true_accuracy"), ())
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the test loss and accuracy."""
-        self._evaluate("test", batch, self.test_accuracy)
+        """Score the test data."""
+        self._score(self.test_scores, batch)
 
-    def _evaluate(self, split: str, batch: Batch, accuracy: Metric) -> Tensor:
+    @override
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the test data."""
+        self._log("test", ("loss", "accuracy"), ("accuracy",))
+
+    def _score(self, scores: Scores, batch: Batch) -> Tensor:
         logits: Tensor = self(batch.image)
-        accuracy.update(logits, batch.label)
-        loss = F.cross_entropy(logits, batch.label)
-        self.log(f"{split}/loss", loss, sync_dist=True, add_dataloader_idx=False)
-        self.log(f"{split}/accuracy", accuracy, prog_bar=split != "train_eval", add_dataloader_idx=False)
-        return logits
+        losses = F.cross_entropy(logits, batch.label, reduction="none")
+        scores.update(losses.detach(), logits.argmax(1), batch)
+        return losses
+
+    def _log(self, split: str, names: Sequence[str], shown: Sequence[str]) -> None:
+        metric: Scores = getattr(self, f"{split}_scores")
+        scores = metric.compute()  # over all ranks, so that they agree on whether to log one
+        metric.reset()
+        for name in names:
+            if name == "loss" or not scores[name].isnan():  # a loss may be NaN by itself
+                self.log(f"{split}/{name}", scores[name], prog_bar=name in shown, sync_dist=True)
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

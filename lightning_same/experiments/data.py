@@ -44,7 +44,7 @@ class NoisyImageData(LightningDataModule, abc.ABC):
         noise_seed: seed of the noise.
         split_seed: seed of the splits.
         val_fraction: share of the training images that is kept for validation, above 0 and below 1.
-        batch_size: samples per batch and per process, in training and in evaluation.
+        batch_size: samples per batch and per process in training, and in evaluation without ``eval_batch_size``.
         num_workers: worker processes per loader; batches are cheap, so that 0 is seldom the slower choice.
         augment: whether to shift and mirror training images at random, as far as the data set bears it.
         data_dir: folder that holds the data set's files or shall receive them; by default ``data``. Not used by data
@@ -54,6 +54,7 @@ class NoisyImageData(LightningDataModule, abc.ABC):
             ``none``; ``file`` for labels given by people, which only CIFAR has.
         train_size: use only so many training images, stratified by class and drawn from ``split_seed``; all by default.
         train_eval: whether to evaluate the training images too in each validation.
+        eval_batch_size: samples per batch and per process in evaluation; the larger, the faster on small images.
 
     Raises:
         ValueError: if an argument is out of range; names the argument, what was expected and what was got.
@@ -91,6 +92,7 @@ class NoisyImageData(LightningDataModule, abc.ABC):
         noise: Noise = "symmetric",
         train_size: int | None = None,
         train_eval: bool = False,
+        eval_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= noise_rate < 1:
@@ -121,6 +123,7 @@ class NoisyImageData(LightningDataModule, abc.ABC):
         self.noise = noise
         self.train_size = train_size
         self.train_eval = train_eval
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
 
     def download(self) -> None:
         """Fetch the files that are missing; called on one process per node."""
@@ -236,7 +239,7 @@ class NoisyImageData(LightningDataModule, abc.ABC):
     def _loader(self, dataset: ImageDataset, shuffle: bool) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size if shuffle else self.eval_batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
             collate_fn=as_is,

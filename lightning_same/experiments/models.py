@@ -1,5 +1,7 @@
 """Reference models."""
 
+from typing import Literal, get_args
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer
@@ -7,9 +9,14 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import Conv2dNormActivation
 from typing_extensions import override
 
+GROUP = 4
+"""Channels in a group of GroupNorm."""
+
+Norm = Literal["batch", "group", "none"]
+
 
 class SmallCNN(nn.Module):
-    """Three 3x3 convolutions with BatchNorm and ReLU, two of them of stride 2, then average pooling and a linear layer.
+    """Three 3x3 convolutions with a norm and ReLU, two of them of stride 2, then average pooling and a linear layer.
 
     With a ``pool`` above 1 the linear layer sees where a feature is, and fits wrong labels the sooner.
 
@@ -18,14 +25,26 @@ class SmallCNN(nn.Module):
         in_channels: channels of the image, 1 for grey.
         width: channels after the first convolution; the second and third have twice and four times as many.
         pool: height and width to which the features are averaged.
+        norm: after each convolution: ``"batch"`` for BatchNorm, ``"group"`` for GroupNorm in groups of 4 channels,
+            ``"none"`` for none. Under BatchNorm a sample's loss depends on the others of its batch.
+
+    Raises:
+        ValueError: if ``norm`` is none of the three, or ``width`` cannot be cut into groups.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 1, width: int = 32, pool: int = 1) -> None:
+    def __init__(
+        self, num_classes: int, in_channels: int = 1, width: int = 32, pool: int = 1, norm: Norm = "batch"
+    ) -> None:
         super().__init__()
+        if norm not in get_args(Norm):
+            raise ValueError(f"SmallCNN: `norm` must be one of {', '.join(get_args(Norm))}, got {norm!r}.")
+        if norm == "group" and width % GROUP:
+            raise ValueError(f"SmallCNN: with `norm='group'` `width` must be a multiple of {GROUP}, got {width!r}.")
+        layer = {"batch": nn.BatchNorm2d, "group": _groups_of_channels, "none": None}[norm]
         self.features = nn.Sequential(
-            Conv2dNormActivation(in_channels, width, stride=2),
-            Conv2dNormActivation(width, 2 * width, stride=2),
-            Conv2dNormActivation(2 * width, 4 * width),
+            Conv2dNormActivation(in_channels, width, stride=2, norm_layer=layer),
+            Conv2dNormActivation(width, 2 * width, stride=2, norm_layer=layer),
+            Conv2dNormActivation(2 * width, 4 * width, norm_layer=layer),
             nn.AdaptiveAvgPool2d(pool),
             nn.Flatten(),
         )
@@ -36,6 +55,10 @@ class SmallCNN(nn.Module):
         """Logits (n, num_classes) of images (n, in_channels, height, width), of any size."""
         logits: Tensor = self.head(self.features(image))
         return logits
+
+
+def _groups_of_channels(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // GROUP, channels)
 
 
 class SmallImageResNet(ResNet):  # type: ignore[misc]

@@ -100,6 +100,31 @@ def clean_against_memorised(curves: pd.DataFrame, reference: Sequence[str]) -> l
     return pictures
 
 
+def frontier_pictures(points: pd.DataFrame, reference: str) -> list[Picture]:
+    """Validation accuracy against the memorised share, or the training accuracy, a line per method over its radii."""
+    if not len(points):
+        return []
+    x = "memorised" if "memorised" in points else "training"
+    label = {"memorised": "memorised share of the wrong labels", "training": "training accuracy"}[x]
+    named = points.rename(columns={"method": "variant"})
+    pictures = []
+    for group, methods in _groups(named, [reference]):
+        with _panel("Over the radius", f"frontier{group}") as (axes, found):
+            for method, colour in _coloured(methods, [reference]):
+                path = named[named["variant"] == method].sort_values("rho")
+                axes.plot(path[x], path["validation"], color=colour, label=method, linewidth=1.2, marker=".")
+                # The largest radius, so that the way along the line is seen.
+                axes.plot(path[x].iloc[-1:], path["validation"].iloc[-1:], color=colour, marker="o", markersize=6)
+            axes.set(xlabel=label, ylabel="validation accuracy")
+            for axis in axes.xaxis, axes.yaxis:
+                axis.set_major_formatter(PercentFormatter(1.0))
+            found.caption = (
+                f"Validation accuracy against the {label} in the late phase, a point per radius, the largest one large"
+            )
+        pictures.append(found.picture)
+    return pictures
+
+
 def against_accuracy(curves: pd.DataFrame, reference: Sequence[str]) -> list[Picture]:
     """Gradient norm and sharpness against the validation accuracy at the end, a point per run."""
     pictures = []

@@ -73,6 +73,9 @@ class Study:
         late: the last share of the epochs, likewise.
         threads: PyTorch threads of a run. A number of its own, since the last bits of a result depend on it.
         runs: all of them.
+        delta: the largest difference of an accuracy that counts as none.
+        claims: what is tested: ``"notes"`` for the claims of the project's first notes, or for each method and phase
+            what training and validation accuracy are expected to be beside the reference's (less, similar, greater).
     """
 
     name: str
@@ -82,6 +85,8 @@ class Study:
     late: float
     threads: int
     runs: list[Run] = field(repr=False)
+    delta: float = 0.02
+    claims: str | dict[str, dict[str, list[str]]] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -143,7 +148,10 @@ class Study:
         if len({run.name for run in runs}) < len(runs):
             twice = next(run.name for run in runs if sum(run.name == other.name for other in runs) > 1)
             raise StudyError(f"{path}: two runs would have the name {twice!r}; name the methods more differently.")
-        kept = ("name", "description", "reference", "early", "late", "threads")
+        if not (isinstance(options["delta"], float | int) and 0 < options["delta"] < 1):
+            raise StudyError(f"{path}: `delta` must be a difference of accuracies above 0, got {options['delta']!r}.")
+        _check_claims(options["claims"], methods, path)
+        kept = ("name", "description", "reference", "early", "late", "threads", "delta", "claims")
         return cls(**{key: options[key] for key in kept}, runs=runs)
 
     @classmethod
@@ -193,6 +201,8 @@ _DEFAULTS: Config = {
     "early": 0.25,
     "late": 0.25,
     "threads": 1,
+    "delta": 0.02,
+    "claims": None,
 }
 
 
@@ -232,6 +242,26 @@ def _seeds(given: Any, path: Path) -> Sequence[int]:
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise StudyError(f"{path}: `seeds` must be a number of seeds or a list of different ones, got {given!r}.")
     return seeds
+
+
+def _check_claims(claims: Any, methods: Mapping[str, Any], path: Path) -> None:
+    """Refuse claims that are neither the notes' nor a pair of words for a method and a phase."""
+    if claims in (None, "notes"):
+        return
+    words = ("less", "similar", "greater")
+    if not isinstance(claims, Mapping):
+        raise StudyError(f"{path}: `claims` must be `notes`, or for each method its phases, got {claims!r}.")
+    for method, phases in claims.items():
+        if method not in methods:
+            raise StudyError(f"{path}: `claims` must be of the methods ({', '.join(methods)}), got {method!r}.")
+        for phase, pair in phases.items() if isinstance(phases, Mapping) else [(phases, None)]:
+            if phase not in ("early", "late") or not (
+                isinstance(pair, list) and len(pair) == 2 and all(word in words for word in pair)
+            ):
+                raise StudyError(
+                    f"{path}: `claims` of {method!r} must be such as `early: [less, similar]`, for training and"
+                    f" validation, each less, similar or greater; got {phase!r}: {pair!r}."
+                )
 
 
 def _label(settings: Mapping[str, Any], between: str = " ", separator: str = ", ") -> str:

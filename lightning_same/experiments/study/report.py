@@ -5,18 +5,22 @@ from pathlib import Path
 
 import pandas as pd
 
+from lightning_same.experiments.study.analysis import Analysis, analyse
+from lightning_same.experiments.study.claims import WHY_T, rule_text
 from lightning_same.experiments.study.figures import (
     Picture,
     against_accuracy,
     clean_against_memorised,
     curve_pictures,
     fraction_pictures,
+    frontier_pictures,
 )
 from lightning_same.experiments.study.page import page
 from lightning_same.experiments.study.plan import Run, Study
 from lightning_same.experiments.study.results import Results, read_results
-from lightning_same.experiments.study.statistics import RULE, WHY_T, comparisons, pairs
-from lightning_same.experiments.study.tables import END, final_values, grid, markdown, parts, spread, summary, verdicts
+from lightning_same.experiments.study.tables import END, claims_shown, markdown, parts, sensitivity_shown, spread
+from lightning_same.experiments.study.tables import points as in_points
+from lightning_same.experiments.study.variants import pairs
 from lightning_same.experiments.study.writing import write_atomically
 
 
@@ -32,29 +36,19 @@ def write_report(study: Study, done: Sequence[Run], directory: Path) -> Path:
         The HTML page.
     """
     results = read_results(done, directory / "runs")
-    compared = comparisons(study, done, results.curves)
-    finals = final_values(results)
-    cells = grid(results, finals)
+    found = analyse(study, done, results)
     reference = list(dict.fromkeys(run.variant for run in done if run.method == study.reference))
     pictures = {
+        "Over the radius": frontier_pictures(found.frontier, study.reference),
         "Over training": curve_pictures(results.curves, reference),
         "True and wrong labels": clean_against_memorised(results.curves, reference),
         "Sharpness and gradient norm": against_accuracy(results.curves, reference),
         "The four checkpoints": fraction_pictures(results.curves),
     }
-    times = results.runs.groupby("variant", sort=False)["seconds_per_epoch"].median().reset_index()
-    content = {
-        "verdicts": compared,
-        "final": finals,
-        "summary": summary(finals),
-        "curves": results.curves,
-        "grid": cells,
-        "times": times,
-    }
-    _replace(directory / "tables", {f"{name}.csv": _csv(rows) for name, rows in content.items() if rows is not None})
+    _replace(directory / "tables", {f"{name}.csv": _csv(rows) for name, rows in found.tables(results.curves).items()})
     drawn = [picture for group in pictures.values() for picture in group]
     _replace(directory / "figures", {f"{picture.name}.svg": picture.svg for picture in drawn})
-    text = _text(study, done, results, compared, finals, cells, times, pictures)
+    text = _text(study, done, results, found, pictures)
     write_atomically(directory / "report.md", text)
     path = directory / "report.html"
     write_atomically(path, page(text, study.name, {f"figures/{p.name}.svg": p.svg for p in drawn}))
@@ -62,16 +56,40 @@ def write_report(study: Study, done: Sequence[Run], directory: Path) -> Path:
 
 
 def _text(
-    study: Study,
-    done: Sequence[Run],
-    results: Results,
-    compared: pd.DataFrame,
-    finals: pd.DataFrame,
-    cells: pd.DataFrame | None,
-    times: pd.DataFrame,
-    pictures: dict[str, list[Picture]],
+    study: Study, done: Sequence[Run], results: Results, found: Analysis, pictures: dict[str, list[Picture]]
 ) -> str:
     several = len({other.variant for _, other in pairs(study.reference, done)}) > 1
+    body = [
+        *_head(study, done, results, found),
+        *_claims(study, found, several),
+        *_radius(study, found, pictures.pop("Over the radius")),
+        *_options(found),
+        "## At the end of training",
+        _final_note(),
+        markdown(_final_table(found.summary)),
+    ]
+    if len(found.grid):
+        body += [
+            "## Over what was swept",
+            "Accuracy in percent (loss) of the last weights, all runs.",
+            _grid_table(found.grid),
+        ]
+    notes = {
+        "Sharpness and gradient norm": "Neither was logged: add `GradientNormMonitor` or `SharpnessMonitor` to the"
+        " callbacks of the study's base configuration.",
+        "The four checkpoints": "Not logged: add `CheckpointFractionMonitor` to the callbacks.",
+    }
+    for title, group in pictures.items():
+        body += [f"## {title}", _shown(group) or notes.get(title, "Not logged.")]
+    body += [
+        "## Time",
+        "Median seconds of training per epoch, without validation. Only these depend on the machine.",
+        markdown(found.times, {"seconds_per_epoch": lambda value: f"{value:.2f}"}),
+    ]
+    return "\n\n".join(part for part in body if part) + "\n"
+
+
+def _head(study: Study, done: Sequence[Run], results: Results, found: Analysis) -> list[str]:
     seeds = sorted({run.seed for run in done})
     left = [run.name for run in study.runs if run not in done]
     rates = results.runs["noise_rate"].dropna()
@@ -85,55 +103,124 @@ def _text(
     )
     if left:
         head.append("Not finished, and not in what follows: " + ", ".join(f"`{name}`" for name in left) + ".")
-    body = ["## Verdicts", RULE]
-    if len(compared):
-        body += [
-            _in_short(compared, several),
-            f"Differences to {study.reference} in percentage points, with their 95% intervals:",
-            markdown(verdicts(compared, several)),
-            "*The notes say* holds their own reading, made without label noise; *open* means that this study does not"
-            " decide."
-            if any(compared["notes_say"])
-            else "",
-            WHY_T,
-        ]
-        if "clean" in compared or "memorised" in compared:
-            body += [
-                "The same for the two halves of the training accuracy: on samples whose label is true (*clean*), and"
-                " the share of the wrong labels that is predicted (*memorised*):",
-                markdown(parts(compared, several)),
-            ]
-    else:
-        body.append(f"No pair of runs is finished that could be compared with {study.reference}.")
-    body += ["## At the end of training", _final_note(), markdown(_final_table(finals))]
-    if cells is not None:
-        body += [
-            "## Over what was swept",
-            "Accuracy in percent (loss) of the last weights.",
-            _grid_table(cells),
-        ]
-    notes = {
-        "Sharpness and gradient norm": "Neither was logged: add `GradientNormMonitor` or `SharpnessMonitor` to the"
-        " callbacks of the study's base configuration.",
-        "The four checkpoints": "Not logged: add `CheckpointFractionMonitor` to the callbacks.",
-    }
-    for title, group in pictures.items():
-        shown = "\n".join(f"![{picture.caption}](figures/{picture.name}.svg)" for picture in group)
-        body += [f"## {title}", shown or notes.get(title, "Not logged.")]
+    if found.collapsed:
+        listed = ", ".join(f"`{name}` ({why})" for name, why in found.collapsed.items())
+        head.append(
+            f"**{len(found.collapsed)} of {len(done)} runs have collapsed** by the late phase: more than half of the"
+            " gradient's elements are in no checkpoint, or the training loss is above that of a guess. They are in the"
+            f" pictures, and in no difference, interval or mean: {listed}."
+        )
+    return head
+
+
+def _claims(study: Study, found: Analysis, several: bool) -> list[str]:
+    title, said = ("Claims", "the notes") if study.claims == "notes" else ("Hypotheses", "the hypothesis")
+    body = [f"## {title if study.claims else 'Comparisons'}", rule_text(study)]
+    if not len(found.claims):
+        return [*body, f"No pair of runs is finished that could be compared with {study.reference}."]
     body += [
-        "## Time",
-        "Median seconds of training per epoch, without validation. Only these depend on the machine.",
-        markdown(times, {"seconds_per_epoch": lambda value: f"{value:.2f}"}),
+        _in_short(found.claims, several),
+        f"Differences to {study.reference} in percentage points, with their 95% intervals. *Seeds needed* is the number"
+        f" that would show a difference of {100 * study.delta:g} points, or that there is none, in 80% of studies,"
+        " before the correction:",
+        markdown(claims_shown(found.claims, several, said)),
+        "The notes were made without label noise." if study.claims == "notes" else "",
+        WHY_T,
     ]
-    return "\n\n".join(part for part in [*head, *body] if part) + "\n"
+    if len(found.comparisons.columns) > 3:
+        body += [
+            "The same for the two halves of the training accuracy: on samples whose label is true (*clean*), and"
+            " the share of the wrong labels that is predicted (*memorised*):",
+            markdown(parts(found.comparisons, several)),
+        ]
+    return [
+        *body,
+        "The early phase in two other ways, uncorrected: without its first epochs, in which large steps have not yet"
+        " settled, and by how fast the accuracies increase, in points per epoch:",
+        markdown(sensitivity_shown(found.sensitivity, several)),
+    ]
 
 
-def _in_short(compared: pd.DataFrame, several: bool) -> str:
+def _radius(study: Study, found: Analysis, pictures: Sequence[Picture]) -> list[str]:
+    if not len(found.frontier):
+        return []
+    body = [
+        "## Over the radius",
+        "Where each method ends in the late phase, a point per radius. A variant that lies on the curve of"
+        f" {study.reference} does what another radius does.",
+        _shown(pictures),
+    ]
+    if len(found.equivalent):
+        body += [
+            f"The radius at which {study.reference} would do as much as a variant (memorised share of the wrong labels,"
+            " or training accuracy where no label is wrong), within each seed, and the difference of validation"
+            f" accuracy there. *Explained* by the radius: *yes* if that is shown to be within ±{100 * study.delta:g}"
+            " points, *no* if it is beyond zero, after Holm's correction. *Outside*: seeds in which no radius does as"
+            " much.",
+            markdown(in_points(found.equivalent, {"validation"}, {"rho": 3, "equivalent_rho": 3})),
+        ]
+    if len(found.best):
+        body += [
+            "Each method at the radius that is best for it on validation, seed by seed (how often each was chosen), and"
+            " its accuracy on the test images, which had no say in the choice:",
+            markdown(in_points(found.best, {"test", "difference"}, {})),
+        ]
+    return body
+
+
+def _options(found: Analysis) -> list[str]:
+    """What single options do: condition, radius, gains, doses."""
+    body: list[str] = []
+    if len(found.trends):
+        body += [
+            "## Over condition and radius",
+            "How the late phase changes as the condition, or the radius, doubles: the mean over the seeds of the slope,"
+            " with its interval; accuracies as shares, norms and eigenvalues as logarithms to base 2 (-1 is half as"
+            " much). Claims after Holm's correction.",
+            markdown(_rounded(found.trends)),
+        ]
+    if len(found.factors):
+        body += [
+            "## Single gains",
+            "The mean difference of all pairs of variants that differ in the gain on one checkpoint alone; where all"
+            " combinations were trained, its main effect. *Supported*: whether the effect on validation speaks for what"
+            " CustomSAME does with the checkpoint, after Holm's correction.",
+            markdown(in_points(found.factors, {"training", "validation"}, {})),
+        ]
+    if "dose" in found.doses:
+        body += [
+            "## How much of the step is changed",
+            "The share of the squared norm of s on each checkpoint, and the *dose*: the length of d - s over that of"
+            " s.",
+            markdown(_rounded(found.doses)),
+        ]
+    if len(found.sharpness):
+        body += [
+            "## Sharpness at equal training loss",
+            "The top eigenvalue over that of SAM, at the lowest training loss that both have reached: the geometric"
+            " mean over the seeds with its interval.",
+            markdown(_rounded(found.sharpness)),
+        ]
+    return body
+
+
+def _shown(pictures: Sequence[Picture]) -> str:
+    return "\n".join(f"![{picture.caption}](figures/{picture.name}.svg)" for picture in pictures)
+
+
+def _in_short(claims: pd.DataFrame, several: bool) -> str:
     lines = []
-    for word, rows in compared.groupby("verdict"):
-        names = rows["variant"] + (" / " + rows["reference"] if several else "") + " (" + rows["phase"] + ")"
-        lines.append(f"- **{word}**: {', '.join(names)}")
+    for column, words in ("claim", ("confirmed", "refuted", "open")), ("verdict", tuple(claims["verdict"].unique())):
+        for word in words:
+            rows = claims[claims[column] == word]
+            if len(rows) and not (column == "verdict" and word == "open"):
+                names = rows["variant"] + (" / " + rows["reference"] if several else "") + " (" + rows["phase"] + ")"
+                lines.append(f"- {'Claims ' if column == 'claim' else ''}**{word}**: {', '.join(names)}")
     return "\n".join(lines)
+
+
+def _rounded(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.map(lambda value: "" if pd.isna(value) else f"{value:.3g}" if isinstance(value, float) else value)
 
 
 def _range(rates: pd.Series) -> str:
@@ -143,16 +230,17 @@ def _range(rates: pd.Series) -> str:
 
 def _final_note() -> str:
     return (
-        "Mean ± standard deviation over the seeds, accuracies in percent. *Test, best* is at the epoch that was best on"
-        " validation, not on test. *Training* counts the labels given, *true labels* the samples whose label is true,"
-        " *memorised* the wrong labels predicted; all three without augmentation, in evaluation mode, after the epoch."
-        " *Gap* is training minus validation."
+        "Mean ± standard deviation over the seeds that have not collapsed, accuracies in percent. *Test, best* is at"
+        " the epoch that was best on validation, not on test. *Training* counts the labels given, *true labels* the samples"
+        " whose label is true, *memorised* the wrong labels predicted; all three without augmentation, in evaluation"
+        " mode, after the epoch. *Gap* is training minus validation."
     )
 
 
-def _final_table(finals: pd.DataFrame) -> pd.DataFrame:
-    rows = summary(finals)
+def _final_table(rows: pd.DataFrame) -> pd.DataFrame:
     shown = {"method": rows["variant"], "seeds": rows["seeds"]}
+    if rows["collapsed"].any():
+        shown["collapsed"] = rows["collapsed"]
     for name, heading in END.items():
         if f"{name}/mean" in rows:
             pair = zip(rows[f"{name}/mean"], rows[f"{name}/std"], strict=True)

@@ -1,66 +1,27 @@
-"""What the differences between methods say: intervals over paired seeds, and a verdict by a written rule."""
+"""What paired differences say: intervals, equivalence, a correction for many tests, and how many seeds it takes."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lightning_same.experiments.study.plan import Run, Study
-
 LEVEL = 0.95
+
+POWER = 0.8
+"""With which the seeds that are asked for shall decide."""
+
+MOST_SEEDS = 1000
+"""Beyond which no number of seeds is worked out."""
 
 PHASES = "early", "late"
 
-TRAIN, VALIDATION = "train_eval/accuracy", "val/accuracy"
-
-COMPARED = {
-    "train": TRAIN,
-    "validation": VALIDATION,
-    "clean": "train_eval/clean_accuracy",
-    "memorised": "train_eval/noisy_accuracy",
-}
-"""What is compared in each phase, under its name in the tables."""
-
-RULE = """\
-The notes that started this project state two hypotheses about the accuracy of a method beside SAM's. *Noisy fitting*:
-the training accuracy increases rapidly, whereas the validation accuracy increases slowly. *Useful pattern*: the
-training accuracy increases slowly, whereas the validation accuracy increases quickly. Training accuracy counts the
-labels given, wrong ones included; validation accuracy counts true labels. For each phase and method, with both
-differences to the reference method averaged over the epochs of the phase:
-
-| | validation higher | validation lower |
-|---|---|---|
-| training lower | useful pattern | underfitting |
-| training higher | useful pattern | noisy fitting |
-
-*Higher* and *lower* mean that the 95% interval of the difference lies above or below zero. Where either interval
-includes zero the verdict is *undecided*: that no difference was seen is no proof that there is none. That both being
-higher is a useful pattern, and both being lower underfitting, is how the notes read their own later stage."""
-
-WHY_T = """\
-The intervals are Student's t over the differences of paired seeds (equal seed: equal initial weights, order of the
-batches and wrong labels). A bootstrap over so few seeds promises more than it keeps: in simulated studies with normal
-differences, the 95% intervals of the percentile and of the BCa bootstrap held the truth in 72 to 74% of the studies
-with 3 seeds, in 84% with 5 and in 90 to 91% with 10; the studentized bootstrap is infinitely wide with 3. Student's
-held it in 94 to 96%. Every row is its own comparison; no correction is made for their number."""
-
-NOTES_SAY = {
-    (1, "early"): "useful pattern",
-    (1, "late"): "useful pattern",
-    (2, "early"): "noisy fitting",
-    (2, "late"): "useful pattern",
-    (3, "early"): "useful pattern",
-    (3, "late"): "underfitting",
-    (4, "early"): "useful pattern",
-    (4, "late"): "useful pattern",
-}
-"""What the first notes found when each checkpoint was amplified, without label noise."""
-
 
 class Interval(NamedTuple):
-    """The mean of a difference and its confidence interval; NaN where there are too few seeds for one."""
+    """The mean of a difference and its confidence interval; NaN where there is none."""
 
     mean: float
     low: float
@@ -72,114 +33,198 @@ class Interval(NamedTuple):
         return int(self.low > 0) - int(self.high < 0)
 
 
-def interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
-    """Student's t interval of a mean.
+class Differences:
+    """One difference per paired seed, independent of each other, and what they show.
 
     Args:
-        differences: one per paired seed, independent of each other.
-        level: the share of studies in which the interval shall hold the truth.
+        values: the differences. Those that are NaN do not count.
+        delta: the largest difference that counts as none, above 0.
+    """
+
+    def __init__(self, values: Sequence[float], delta: float) -> None:
+        given = np.asarray(values, dtype=float)
+        self.values = given[~np.isnan(given)]
+        self.delta = delta
+
+    @property
+    def seeds(self) -> int:
+        """Their number."""
+        return len(self.values)
+
+    @cached_property
+    def spread(self) -> float:
+        """Their standard deviation; NaN below two of them, and where all are equal.
+
+        Equal differences are a sign of runs that do not differ, or of an accuracy that has few values; they tell
+        nothing of how the next seed would differ.
+        """
+        if self.seeds < 2:
+            return np.nan
+        std = float(self.values.std(ddof=1))
+        return std if std > 1e-12 * max(1.0, float(np.abs(self.values).max())) else np.nan
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        """Student's t interval of the mean, that holds the truth in a share ``level`` of studies."""
+        if self.seeds == 0:
+            return Interval(np.nan, np.nan, np.nan)
+        mean = float(self.values.mean())
+        half = float(stats.t.ppf((1 + level) / 2, self.seeds - 1)) * self._error
+        return Interval(mean, mean - half, mean + half)
+
+    @property
+    def _error(self) -> float:
+        return self.spread / math.sqrt(max(1, self.seeds))
+
+    def p(self, statement: str) -> float:
+        """The p-value of a statement about the true difference; NaN where there is no interval.
+
+        Args:
+            statement: ``"greater"`` or ``"less"`` than zero, two-sided; ``"similar"``, within ``delta`` of zero, by two
+                one-sided tests; ``"apart"``, further than ``delta`` from zero, two-sided.
+        """
+        if np.isnan(self.spread):
+            return np.nan
+        mean, error, freedom = float(self.values.mean()), self._error, self.seeds - 1
+        if statement == "similar":
+            return float(stats.t.sf((self.delta - abs(mean)) / error, freedom))
+        if statement == "apart":
+            return min(1.0, 2 * float(stats.t.sf((abs(mean) - self.delta) / error, freedom)))
+        towards = mean if statement == "greater" else -mean
+        return min(1.0, 2 * float(stats.t.sf(towards / error, freedom)))
+
+    @property
+    def word(self) -> str:
+        """What they show: ``greater``, ``less`` or ``similar``, in this order, or nothing: ``open``.
+
+        The first two if the 95% interval is beyond zero, the third if the 90% interval is within ``delta``.
+        """
+        for word in "greater", "less", "similar":
+            if self.p(word) < 1 - LEVEL:
+                return word
+        return "open"
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """How many seeds would decide, where these do not: whether they differ by ``delta``, or not at all."""
+        if np.isnan(self.spread):
+            return None
+        return max(seeds_for_difference(self.spread, self.delta), seeds_for_equivalence(self.spread, self.delta))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """P-values corrected for their number by Holm's method; NaN are none of them."""
+    values = np.asarray(p, dtype=float)
+    adjusted = np.full(len(values), np.nan)
+    order = [int(i) for i in np.argsort(values) if not np.isnan(values[i])]
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * float(values[i])))
+        adjusted[i] = largest
+    return adjusted
+
+
+def seeds_for_difference(spread: float, difference: float, power: float = POWER) -> int:
+    """How many paired seeds show a difference by Student's two-sided test at 5%.
+
+    Args:
+        spread: standard deviation of the differences between paired seeds.
+        difference: the true difference.
+        power: the share of studies in which it shall be shown.
 
     Returns:
-        The mean with its interval, which is NaN below two differences.
+        The number, at most `MOST_SEEDS`.
     """
-    values = np.asarray(differences, dtype=float)
-    n = len(values)
-    if n == 0:
-        return Interval(np.nan, np.nan, np.nan)
-    mean = float(values.mean())
-    if n == 1:
-        return Interval(mean, np.nan, np.nan)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return Interval(mean, mean - half, mean + half)
+
+    def shown(n: int) -> float:
+        critical = stats.t.ppf((1 + LEVEL) / 2, n - 1)
+        return float(stats.nct.sf(critical, n - 1, abs(difference) / spread * np.sqrt(n)))
+
+    return _fewest(shown, power)
 
 
-def verdict(train: Interval, validation: Interval) -> str:
-    """The verdict of `RULE`."""
-    return {
-        (-1, 1): "useful pattern",
-        (1, 1): "useful pattern",
-        (1, -1): "noisy fitting",
-        (-1, -1): "underfitting",
-    }.get((train.sign, validation.sign), "undecided")
+def seeds_for_equivalence(spread: float, delta: float, power: float = POWER) -> int:
+    """How many paired seeds show that there is no difference beyond ``delta``, where there is none at all.
+
+    Args:
+        spread: standard deviation of the differences between paired seeds.
+        delta: the largest difference that counts as none.
+        power: the share of studies in which it shall be shown.
+
+    Returns:
+        The number, at most `MOST_SEEDS`.
+    """
+    quantiles = (np.arange(400) + 0.5) / 400
+
+    def shown(n: int) -> float:
+        stds = spread * np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))
+        room = (delta - stats.t.ppf(LEVEL, n - 1) * stds / np.sqrt(n)) * np.sqrt(n) / spread
+        return float(np.mean(np.clip(2 * stats.norm.cdf(room) - 1, 0, None)))
+
+    return _fewest(shown, power)
 
 
-def phase_means(curves: pd.DataFrame, share: float, late: bool) -> pd.DataFrame:
+def _fewest(shown: Callable[[int], float], power: float) -> int:
+    low, high = 1, 2
+    while high < MOST_SEEDS and shown(high) < power:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shown(middle) >= power else (middle, high)
+    return min(high, MOST_SEEDS)
+
+
+def phase_means(curves: pd.DataFrame, share: float, late: bool, cut: int = 0) -> pd.DataFrame:
     """Each metric's mean over the first or last share of each run's epochs, at least one.
+
+    Args:
+        curves: a row for each run and epoch.
+        share: of the epochs.
+        late: the last ones.
+        cut: epochs to leave out at the beginning, though they count for the share.
 
     Returns:
         One row per run, with the index (variant, seed).
     """
-    number = curves.groupby("run")["epoch"].rank(method="first", ascending=not late)
-    count = curves.groupby("run")["epoch"].transform("count")
-    kept = curves[number <= np.maximum(1, np.round(share * count))]
-    return kept.groupby(["variant", "seed"]).mean(numeric_only=True)
+    kept = _phase(curves, share, late)
+    return kept[kept["epoch"] > cut].groupby(["variant", "seed"]).mean(numeric_only=True)
 
 
-def comparisons(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.DataFrame:
-    """Every variant against the reference with the same settings, in both phases.
-
-    Settings that the reference does not have are no hindrance: it is compared with all values of them.
+def phase_slopes(curves: pd.DataFrame, share: float, late: bool) -> pd.DataFrame:
+    """How much each metric increases per epoch over a phase: the slope of the least-squares line.
 
     Returns:
-        One row per variant, reference and phase: ``variant``, ``reference``, ``phase``, ``seeds``; for each of
-        `COMPARED` that the runs have logged the mean and the ends of the interval (``train``, ``train_low``,
-        ``train_high``, ...); ``verdict``, ``notes_say`` and ``agrees``.
+        One row per run, with the index (variant, seed).
     """
-    shown = {name: metric for name, metric in COMPARED.items() if metric in curves}
-    means = {phase: phase_means(curves, getattr(study, phase), late=phase == "late") for phase in PHASES}
-    rows = []
-    for run, reference in pairs(study.reference, done):
-        for phase in PHASES:
-            ours, theirs = means[phase].loc[run.variant], means[phase].loc[reference.variant]
-            seeds = ours.index.intersection(theirs.index)
-            row: dict[str, Any] = {"variant": run.variant, "reference": reference.variant, "phase": phase}
-            row["seeds"] = len(seeds)
-            found = {}
-            for name, metric in shown.items():
-                difference = (ours.loc[seeds, metric] - theirs.loc[seeds, metric]).dropna()
-                found[name] = interval(difference.tolist())
-                row |= {name: found[name].mean, f"{name}_low": found[name].low, f"{name}_high": found[name].high}
-            nothing = interval([])
-            row["verdict"] = verdict(found.get("train", nothing), found.get("validation", nothing))
-            # The notes compare with SAM itself.
-            ckpt = amplified(run.config) if _rule(reference.config) == "SAM" else 0
-            row["notes_say"] = NOTES_SAY.get((ckpt, phase), "")
-            row["agrees"] = _agrees(row["verdict"], row["notes_say"])
-            rows.append(row)
-    return pd.DataFrame(rows)
+    kept = _phase(curves, share, late)
+    key = [kept["variant"], kept["seed"]]
+    numbers = kept.select_dtypes("number").drop(columns=["seed"], errors="ignore")
+    numbers = numbers.sub(numbers.groupby(key).transform("mean"))
+    epoch = numbers["epoch"]
+    return numbers.mul(epoch, axis=0).groupby(key).sum(min_count=2).div(epoch.pow(2).groupby(key).sum(), axis=0)
 
 
-def pairs(reference: str, done: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """A run of each variant beside a run of each variant of the reference that it is compared with."""
-    variants = {run.variant: run for run in reversed(done)}
-    ordered = [variants[name] for name in dict.fromkeys(run.variant for run in done)]
-    return [
-        (run, other)
-        for run in ordered
-        for other in ordered
-        if other.method == reference != run.method and _alike(run.settings, other.settings)
-    ]
+def _phase(curves: pd.DataFrame, share: float, late: bool) -> pd.DataFrame:
+    number = curves.groupby("run")["epoch"].rank(method="first", ascending=not late)
+    count = curves.groupby("run")["epoch"].transform("count")
+    return curves[number <= np.maximum(1, np.round(share * count))]
 
 
-def amplified(config: Mapping[str, Any]) -> int:
-    """The one checkpoint that a run amplifies, which is what the notes have judged; 0 if it does something else."""
-    if _rule(config) != "SAME":
-        return 0
-    arguments = config["sam"].get("init_args") or {}
-    ckpt = arguments.get("ckpt", 1)
-    return ckpt if isinstance(ckpt, int) and arguments.get("condition", 2.0) > 1 else 0
+def by_seed(means: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]:
+    """A metric of each variant and seed, where it is known.
+
+    Args:
+        means: one row per run, with the index (variant, seed).
+        metric: a column of it, or not.
+    """
+    found: dict[str, dict[int, float]] = {}
+    if metric in means:
+        values = means[metric]
+        for (variant, seed), value in zip(values.index.to_list(), values.to_list(), strict=True):
+            if not pd.isna(value):
+                found.setdefault(variant, {})[seed] = float(value)
+    return found
 
 
-def _rule(config: Mapping[str, Any]) -> str:
-    sam = config.get("sam")
-    return str(sam.get("class_path")).rpartition(".")[2] if isinstance(sam, Mapping) else ""
-
-
-def _alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    return all(ours[key] == theirs[key] for key in ours.keys() & theirs.keys())
-
-
-def _agrees(found: str, said: str) -> str:
-    if not said:
-        return ""
-    return "open" if found == "undecided" else "yes" if found == said else "no"
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """The differences between two variants, one for each seed that both have."""
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]

@@ -1,0 +1,193 @@
+"""Rules that serve as controls of an experiment: as large a change of the step as a checkpoint's, or at random."""
+
+import abc
+import random
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_same.gradients.checkpoints import at_least_float32, indicator
+from lightning_same.gradients.norms import gradient_norms
+from lightning_same.gradients.sharding import local
+from lightning_same.gradients.tensors import elementwise_, inverse
+from lightning_same.rules.base import Rule
+from lightning_same.rules.combinations import Combination, check_ckpts
+from lightning_same.rules.perturbations import Perturbation
+from lightning_same.rules.progress import Progress
+from lightning_same.rules.schedules import Schedule
+from lightning_same.rules.settings import check_int, check_number
+from lightning_same.rules.state import Memory
+from lightning_same.rules.timing import Timing
+
+Match = Literal["count", "norm"]
+
+
+def in_ckpt(ckpt: int, g: Tensor, s: Tensor) -> Tensor:
+    """1 where an element is in the checkpoint and 0 elsewhere, in at least float32."""
+    dtype = at_least_float32(s)
+    return indicator(ckpt, g.sign().mul_(s).to(dtype), g.abs().to(dtype))
+
+
+class _OneCheckpoint(Combination, abc.ABC):
+    """A combination that is about one checkpoint."""
+
+    def __init__(self, ckpt: int) -> None:
+        (self.ckpt,) = check_ckpts(self, "ckpt", ckpt)
+
+
+class Dose(_OneCheckpoint):
+    r"""d = s + dose * \|\|s\|\| * s_k / \|\|s_k\|\|, where s_k is s on checkpoint k and 0 elsewhere.
+
+    Args:
+        ckpt: k, 1 to 4.
+        dose: \|\|d - s\|\| / \|\|s\|\|; below 0 it is taken away.
+    """
+
+    def __init__(self, ckpt: int, dose: float = 0.5) -> None:
+        super().__init__(ckpt)
+        self.dose = check_number(self, "dose", dose)
+
+    @override
+    def combine_(
+        self, grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor], at: Progress, memory: Memory
+    ) -> None:
+        norms = gradient_norms(grads, perturbed_grads)
+        more = self.dose * norms.perturbed * inverse(norms[1 + self.ckpt])
+
+        def formula(g: Tensor, s: Tensor) -> Tensor:
+            return s.mul_(in_ckpt(self.ckpt, g, s).mul_(more.to(g.device)).add_(1))
+
+        elementwise_(formula, grads, perturbed_grads)
+
+
+class RandomMask(_OneCheckpoint):
+    """d = gain * s on a random set of elements that is as large as a checkpoint, and s elsewhere.
+
+    The set is drawn anew at each step among the elements with s != 0, from the seed and the step alone.
+
+    Args:
+        ckpt: the checkpoint that it stands for, 1 to 4.
+        gain: the factor on the set.
+        match: what is as large: ``"count"``, the number of elements, or ``"norm"``, the sum of s^2 over them, up to
+            one element.
+        seed: of the draws.
+    """
+
+    def __init__(self, ckpt: int, gain: float = 2.0, match: Match = "count", seed: int = 0) -> None:
+        super().__init__(ckpt)
+        self.gain = check_number(self, "gain", gain)
+        if match not in get_args(Match):
+            raise ValueError(f"{type(self).__name__}: `match` must be 'count' or 'norm', got {match!r}.")
+        self.match = match
+        self.seed = check_int(self, "seed", seed, at_least=0)
+
+    @override
+    def combine_(
+        self, grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor], at: Progress, memory: Memory
+    ) -> None:
+        draws = torch.Generator().manual_seed(random.Random(f"{self.seed}/{at.step}").getrandbits(63))
+        for g, s in _by_device(grads, perturbed_grads):
+            flat = torch.cat([each.flatten() for each in s])
+            chosen = random_mask(torch.cat([each.flatten() for each in g]), flat, self.ckpt, self.match, draws)
+            factors = torch.split(torch.where(chosen, self.gain, 1.0).to(flat.dtype), [each.numel() for each in s])
+            torch._foreach_mul_(s, [factor.view_as(each) for factor, each in zip(factors, s, strict=True)])
+
+
+def random_mask(g: Tensor, s: Tensor, ckpt: int, match: Match, draws: torch.Generator) -> Tensor:
+    """A random set of the elements with s != 0 that is as large as a checkpoint.
+
+    Args:
+        g: the base gradient, of shape (n,).
+        s: the perturbed gradient, likewise.
+        ckpt: the checkpoint, 1 to 4.
+        match: ``"count"`` for as many elements; ``"norm"`` for as large a sum of s^2, up to one element.
+        draws: a generator on the CPU: those of other devices draw other numbers.
+
+    Returns:
+        Booleans of shape (n,). Nothing waits for the accelerator.
+    """
+    dtype = torch.float32 if s.device.type == "mps" else torch.float64
+    order = torch.randperm(len(s), generator=draws).to(s.device)
+    size = (s != 0).to(dtype) if match == "count" else s.to(dtype).square()
+    wanted = torch.dot(in_ckpt(ckpt, g, s).to(dtype), size)
+    size = size[order]
+    # An element belongs to the set if more than half of it fits: the nearest sum, and the exact count.
+    chosen = (size > 0) & (size.cumsum(0) - size / 2 < wanted)
+    return torch.zeros_like(chosen).scatter_(0, order, chosen)
+
+
+def _by_device(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Aligned lists of what this process holds, by device and dtype."""
+    groups: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
+    for a, b in zip(map(local, first), map(local, second), strict=True):
+        xs, ys = groups.setdefault((b.device, a.dtype, b.dtype), ([], []))
+        xs.append(a)
+        ys.append(b)
+    yield from groups.values()
+
+
+class CheckpointDose(Rule):
+    r"""SAM that amplifies one checkpoint by as much as asked: d = s + dose * \|\|s\|\| * s_k / \|\|s_k\|\|. Two passes.
+
+    s_k is s on checkpoint k and 0 elsewhere. `SAME` with a condition c changes s by (c - 1) \|\|s_k\|\| / \|\|s\|\| of
+    its length: a great part of it on a large checkpoint, next to nothing on a small one. Here \|\|d - s\|\| is the same
+    share of \|\|s\|\| whatever the checkpoint, so that checkpoints can be compared.
+
+    Args:
+        ckpt: the checkpoint to amplify, 1 to 4.
+        dose: \|\|d - s\|\| / \|\|s\|\|; 0 is SAM, below 0 takes away.
+        rho: radius of the perturbation.
+        perturbation: where pass two looks; SAM's by default.
+        timing: which steps perturb; all by default.
+    """
+
+    def __init__(
+        self,
+        ckpt: int = 1,
+        dose: float = 0.5,
+        rho: float | Schedule = 0.05,
+        *,
+        perturbation: Perturbation | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        combination = Dose(ckpt, dose)
+        self.ckpt, self.dose = combination.ckpt, combination.dose
+        super().__init__(rho, perturbation, combination, timing)
+
+
+class RandomGains(Rule):
+    """A placebo of `SAME`: d = condition * s on a random set as large as a checkpoint, s elsewhere. Two passes.
+
+    The set is drawn anew at each step among the elements with s != 0, from the seed and the step alone: every process
+    and a resumed run draw the same. Where parameters are sharded, each shard's set is as large as the checkpoint is in
+    that shard.
+
+    Args:
+        ckpt: the checkpoint that the set stands for, 1 to 4.
+        condition: the factor on it; 1 is SAM.
+        rho: radius of the perturbation.
+        match: what is as large as in the checkpoint: ``"count"``, the number of elements, or ``"norm"``, the sum of s^2
+            over them, up to one element. With ``"norm"`` d is as far from s as `SAME`'s.
+        seed: of the draws.
+        perturbation: where pass two looks; SAM's by default.
+        timing: which steps perturb; all by default.
+    """
+
+    def __init__(
+        self,
+        ckpt: int = 1,
+        condition: float = 2.0,
+        rho: float | Schedule = 0.05,
+        match: Match = "count",
+        seed: int = 0,
+        *,
+        perturbation: Perturbation | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        combination = RandomMask(ckpt, condition, match, seed)
+        self.ckpt, self.condition = combination.ckpt, combination.gain
+        self.match, self.seed = match, combination.seed
+        super().__init__(rho, perturbation, combination, timing)
