@@ -68,7 +68,7 @@ def test_the_table_and_the_picture(capsys: pytest.CaptureFixture[str], doubled: 
     made.save_checkpoint("end.ckpt")
     x, y = (torch.cat(parts) for parts in zip(*list(loader(48, 8))[:3], strict=True))
     expected = exact(made.lightning_module, 2 * x if doubled else x, y)
-    data = ["--data=test_sharpness_command.Doubled"] if doubled else []
+    data = [f"--data={Doubled.__module__}.Doubled"] if doubled else []
     found, out = numbers(
         capsys,
         "--model=support.nets.Plain",
@@ -148,7 +148,8 @@ def test_errors_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_bare_state_dict_is_a_file_of_weights_too(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(build(Plain).state_dict(), "bare.pt")
-    found, _ = numbers(capsys, "--model=support.nets.Plain", "--ckpt_path=bare.pt", "--density_probes=1", "--density_steps=5")
+    quick = ("--density_probes=1", "--density_steps=5")
+    found, _ = numbers(capsys, "--model=support.nets.Plain", "--ckpt_path=bare.pt", *quick)
     assert found["top eigenvalue"] > 0
 
 
