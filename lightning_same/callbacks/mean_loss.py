@@ -6,12 +6,15 @@ from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 from lightning_same.callbacks.probe import LossFn
+from lightning_same.curvature.samples import leading_dimension
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.snapshot import Snapshot
 from lightning_same.replay.undisturbed import undisturbed
+from lightning_same.trainer.precision import full_precision
 from lightning_same.trainer.training_step import check_loss, training_loss
 
 Mode = Literal["eval", "train"]
@@ -51,7 +54,12 @@ def mean_loss(
         # The weights stay as they are: they may be perturbed while the loss is measured.
         at_each_forward.restore()
         copy = copy_of(batch)
-        return check_loss(training_loss(module, copy, 0) if loss_fn is None else loss_fn(module, copy), source)
+        # With gradients even where only the value is asked for: the step may take some.
+        with full_precision(trainer, module), torch.enable_grad():
+            value = training_loss(module, copy, 0) if loss_fn is None else loss_fn(module, copy)
+        for param in weights:  # What the step has frozen has a derivative of 0.
+            param.requires_grad_()
+        return check_loss(value, source)
 
     with undisturbed(trainer, module):
         # The modes are set by whoever measures.
@@ -60,6 +68,27 @@ def mean_loss(
             "loss_fn": loss,
             "params": module if mode == "eval" else weights,
             "batches": batches,
-            "samples": None if samples_fn is None else [samples_fn(batch) for batch in batches],
+            "samples": _samples(trainer, batches, samples_fn, owner),
             "reduce": None if trainer.world_size == 1 else partial(trainer.strategy.reduce, reduce_op="sum"),
         }
+
+
+def _samples(
+    trainer: pl.Trainer, batches: Sequence[Any], samples_fn: Callable[[Any], int] | None, owner: str
+) -> list[int]:
+    """The number of samples of each batch, by which it weighs.
+
+    Raises:
+        ValueError: if it cannot be told; names ``owner`` and ``samples_fn``.
+    """
+    if samples_fn is not None:
+        return [samples_fn(batch) for batch in batches]
+    try:
+        return [leading_dimension(batch) for batch in batches]
+    except ValueError as error:
+        if len(batches) == 1 and trainer.world_size == 1:
+            return [1]  # The weight of an only batch cancels.
+        raise ValueError(
+            f"{owner}: the number of samples in a batch of type {type(batches[0]).__name__} is unclear. Give"
+            " `samples_fn(batch)`, which returns it."
+        ) from error

@@ -188,8 +188,10 @@ def derivatives(loss: Tensor, params: Sequence[Tensor], module: nn.Module) -> Se
     """The gradient of a loss, which leaves ``.grad`` as it is; of sharded parameters the mean over the processes."""
     sharded = any_sharded(params)
     if not (sharded or _recomputes(loss)):
-        # Not `.backward`, which would fill `.grad` and drive DDP's reducer.
-        return torch.autograd.grad(loss, params, allow_unused=True)
+        # Not `.backward`, which would fill `.grad` and drive DDP's reducer. A training step may have frozen some.
+        reached = [param for param in params if param.requires_grad]
+        grads = dict(zip(reached, torch.autograd.grad(loss, reached, allow_unused=True), strict=True))
+        return [grads.get(param) for param in params]
     # FSDP2 spreads gradients over the processes where `.backward` leaves them, and nowhere else; and so do the
     # checkpoints that call `.backward` in their own. DDP's reducer listens only after a forward of its wrapper.
     leaves = dict.fromkeys([*module.parameters(), *params])

@@ -24,6 +24,7 @@ from lightning_same.rules.settings import check_int, check_number
 from lightning_same.trainer.logging import log_now
 from lightning_same.trainer.loop import steps_logged
 from lightning_same.trainer.optimizers import progress_of, radii_of
+from lightning_same.trainer.precision import full_precision
 from lightning_same.trainer.training_step import batch_on_device, training_loss
 
 EVERY_N_STEPS = 500
@@ -209,10 +210,11 @@ class SharpnessMonitor(Callback):
     def _with_a_loss(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[bool]:
         """For which batches the training step returns one, on all processes. Lightning allows None."""
         missing = []
-        with undisturbed(trainer, module) as rewind, torch.no_grad():
+        with undisturbed(trainer, module) as rewind:
             for batch in self._batches:
                 rewind()
-                missing.append(training_loss(module, copy_of(batch), 0) is None)
+                with torch.enable_grad(), full_precision(trainer, module):
+                    missing.append(training_loss(module, copy_of(batch), 0) is None)
         missing_anywhere = trainer.strategy.reduce(
             torch.tensor(missing, dtype=torch.float32, device=module.device), reduce_op="sum"
         )

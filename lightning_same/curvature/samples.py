@@ -20,7 +20,7 @@ def sample_counts(batches: Sequence[Any] | None, samples: int | Sequence[int] | 
     batch_count = 1 if batches is None else len(batches)
     if samples is None:
         if batches is not None:
-            return [_leading_dimension(batch) for batch in batches]
+            return [leading_dimension(batch) for batch in batches]
         if one_process:
             return [1]
         raise ValueError("Hessian: with `reduce`, say by `samples` how many the loss of this process is a mean over.")
@@ -32,7 +32,7 @@ def sample_counts(batches: Sequence[Any] | None, samples: int | Sequence[int] | 
     return counts
 
 
-def _leading_dimension(batch: Any) -> int:
+def leading_dimension(batch: Any) -> int:
     """The leading dimension that all tensors of a batch have in common."""
     lengths = {tensor.shape[0] for tensor in _tensors(batch) if tensor.ndim}
     if len(lengths) != 1:

@@ -32,6 +32,15 @@ class TensorCopies:
         return sum(copy.nbytes for _, copies in self._groups for copy in copies)
 
     @torch.no_grad()
+    def differ(self) -> bool:
+        """Whether a tensor has another value now. The host waits for the device."""
+        return any(
+            not torch.equal(tensor, copy)
+            for tensors, copies in self._groups
+            for tensor, copy in zip(tensors, copies, strict=True)
+        )
+
+    @torch.no_grad()
     def restore(self) -> None:
         """Write the values back.
 

@@ -6,8 +6,28 @@ from contextlib import contextmanager
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_same.replay.muting import muted, muted_loggers
+from lightning_same.replay.muting import muted
 from lightning_same.replay.snapshot import Snapshot
+from lightning_same.trainer.state import TrainerState
+
+
+class ReplayState:
+    """Everything that a training step may see or change, at one moment.
+
+    Args:
+        trainer: the module's Trainer.
+        module: the module.
+        unheld: parameters that somebody else puts back.
+    """
+
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, unheld: Sequence[Tensor] = ()) -> None:
+        self.module = Snapshot(module, unheld, module.device)
+        self.trainer = TrainerState(trainer)
+
+    def restore(self) -> None:
+        """Put everything back. May be called many times."""
+        self.module.restore()
+        self.trainer.restore()
 
 
 @contextmanager
@@ -16,8 +36,8 @@ def undisturbed(
 ) -> Iterator[Callable[[], None]]:
     """Whatever runs in this context leaves no trace.
 
-    Nothing is logged or printed. When it ends, by whatever way, the module and the random number generators are as they
-    were when it began; see `Snapshot` for what that covers.
+    Nothing is logged or printed. When it ends, by whatever way, the module, its Trainer and the random number
+    generators are as they were when it began; see `Snapshot` and `TrainerState` for what that covers.
 
     Args:
         trainer: the module's Trainer.
@@ -27,9 +47,9 @@ def undisturbed(
     Yields:
         To be called in between, to go back to where it began.
     """
-    with muted(module), muted_loggers(trainer):
-        snapshot = Snapshot(module, unheld, module.device)
+    with muted(trainer, module):
+        state = ReplayState(trainer, module, unheld)
         try:
-            yield snapshot.restore
+            yield state.restore
         finally:
-            snapshot.restore()
+            state.restore()

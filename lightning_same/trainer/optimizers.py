@@ -36,11 +36,35 @@ def lr_ratio(optimizer: Optimizer) -> float:
 
 def progress_of(trainer: pl.Trainer, step: int, optimizer: Optimizer) -> Progress:
     """How far training has come when step ``step`` of an optimizer begins."""
+    return Progress(step, trainer.current_epoch, total_steps(trainer), lr_ratio(optimizer))
+
+
+def total_steps(trainer: pl.Trainer) -> int | None:
+    """Steps of the whole training in automatic optimization; None if it has no known end."""
     try:
         total = trainer.estimated_stepping_batches
     except MisconfigurationException:  # The accumulation changes from epoch to epoch.
         total = math.inf
-    return Progress(step, trainer.current_epoch, int(total) if 0 < total < math.inf else None, lr_ratio(optimizer))
+    return int(total) if 0 < total < math.inf else None
+
+
+def total_batches(trainer: pl.Trainer, batches: int, steps: int) -> int | None:
+    """Batches of the whole training in manual optimization; None if it has no known end.
+
+    ``max_steps`` counts the steps of all optimizers, of which a batch may take any number: as many as so far.
+
+    Args:
+        trainer: the Trainer.
+        batches: batches so far.
+        steps: optimizer steps so far, ``trainer.global_step`` at the beginning of the batch.
+    """
+    limits = []
+    if trainer.max_steps > 0:
+        per_batch = steps / batches if batches and steps else len(trainer.optimizers)
+        limits.append(trainer.max_steps / per_batch)
+    if trainer.max_epochs is not None and trainer.max_epochs > 0 and trainer.num_training_batches < math.inf:
+        limits.append(trainer.max_epochs * trainer.num_training_batches)
+    return max(1, round(min(limits))) if limits else None
 
 
 def momentum_of(optimizer: Optimizer, param: Tensor) -> Tensor | None:

@@ -1,5 +1,8 @@
 """What mixed precision does to the loss."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
@@ -12,3 +15,13 @@ def loss_scale(trainer: pl.Trainer, device: torch.device) -> Tensor | None:
         return None
     scale: Tensor = scaler.scale(torch.ones((), device=device))
     return scale
+
+
+@contextmanager
+def full_precision(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
+    """The precision plugin's context of a training step, without autocast: new tensors get the dtype of the weights."""
+    with (
+        trainer.precision_plugin.train_step_context(),
+        torch.autocast(module.device.type, enabled=False),
+    ):
+        yield

@@ -1,5 +1,6 @@
 """What goes into a training step, and what it returns."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,7 +26,20 @@ def training_loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> Any
     """The loss that a module's training step returns for a batch."""
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
     output = module.training_step(batch, batch_idx) if takes_index else module.training_step(batch)
-    return output["loss"] if isinstance(output, dict) else output
+    return loss_in(output, f"{type(module).__name__}.training_step")
+
+
+def loss_in(output: Any, source: str) -> Any:
+    """The loss in what a training step has returned: the tensor itself, or the value of ``"loss"``.
+
+    Raises:
+        TypeError: if a mapping has no ``"loss"``; names ``source``.
+    """
+    if not isinstance(output, Mapping):
+        return output
+    if "loss" not in output:
+        raise TypeError(f"{source} must return the loss, or a mapping with the key 'loss'; got keys {list(output)}.")
+    return output["loss"]
 
 
 def batch_on_device(trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> Any:

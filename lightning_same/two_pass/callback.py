@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_same.rules.base import Rule
@@ -51,6 +52,14 @@ class TwoPassCallback(Callback):
                 _log_another_rule(self._loaded.get("rule"), route.fit.module.sam)
                 route.fit.load_state_dict(self._loaded)
             route.begin()
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        route = route_of(pl_module)
+        if isinstance(route, ManualRoute):
+            route.check_first_step()
 
     @override
     def on_train_batch_end(

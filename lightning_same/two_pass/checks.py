@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_same.rules.base import Rule
 from lightning_same.rules.settings import is_finite
+from lightning_same.rules.timing import Timing
 from lightning_same.trainer.distributed import ddp_model
 from lightning_same.two_pass.module import TwoPassModule
 from lightning_same.two_pass.options import TwoPassOptions
@@ -119,7 +120,9 @@ def check_options(options: Any, rule: Rule, name: str) -> None:
     """
     if not isinstance(options, TwoPassOptions):
         raise TypeError(f"{name}.two_pass must be `TwoPassOptions(...)`, got {options!r}.")
-    if rule.timing.stateful and options.accumulate == "micro_batch":
+    # A timing may look at g without keeping anything of it.
+    waits_for_g = rule.timing.stateful or type(rule.timing).confirmed is not Timing.confirmed
+    if waits_for_g and options.accumulate == "micro_batch":
         raise ValueError(
             f"{name}: {rule!r} decides by the gradient of the whole step whether to take pass two, and"
             ' accumulate="micro_batch" perturbs before that is known. Use accumulate="window", or another timing.'
@@ -129,21 +132,51 @@ def check_options(options: Any, rule: Rule, name: str) -> None:
             f'{name}: {rule!r} carries an average of g from step to step, and with ascent="local" every process would'
             ' have one of its own, of which only one could be saved. Use ascent="global", or another rule.'
         )
+    if waits_for_g and options.ascent == "local":
+        raise ValueError(
+            f'{name}: {rule!r} decides by g whether to take pass two, and with ascent="local" the processes have'
+            ' different g and could decide apart. Use ascent="global", or another timing.'
+        )
+
+
+EVALUATES_SEVERAL_TIMES = (
+    "evaluates the loss several times per step by a closure, which cannot be combined with two passes. Use an optimizer"
+    " that steps on `.grad`, such as SGD or AdamW, or set `sam = None`."
+)
+
+
+def check_trainable(optimizer: Optimizer, name: str) -> None:
+    """Check, when a step begins, that there is something to train.
+
+    Not before: callbacks such as BaseFinetuning freeze everything first and unfreeze some when an epoch begins.
+
+    Raises:
+        ValueError: if no parameter of the optimizer requires a gradient.
+    """
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    if not any(param.requires_grad for param in params):
+        raise ValueError(
+            f"{name}: none of the {len(params)} parameters of {type(optimizer).__name__} requires a gradient, so there"
+            " is nothing to train. Unfreeze some, or set `sam = None`."
+        )
 
 
 def check_optimizer(optimizer: Optimizer, module: pl.LightningModule) -> None:
     """Check one optimizer.
 
     Raises:
-        ValueError: if it has nothing to train, or a group's ``rho`` is no radius.
-        RuntimeError: if it evaluates the loss by itself.
+        ValueError: if a group's ``rho`` is no radius, or the rule needs a momentum that it has not.
+        RuntimeError: if it evaluates the loss by itself, or has complex parameters.
     """
     name, kind = type(module).__name__, type(optimizer).__name__
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if isinstance(optimizer, torch.optim.LBFGS) or (closure is not None and closure.default is inspect.Parameter.empty):
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise RuntimeError(f"{name}: {kind} {EVALUATES_SEVERAL_TIMES}")
+    needs_closure = closure is not None and closure.default is inspect.Parameter.empty
+    if needs_closure and not module.automatic_optimization:
         raise RuntimeError(
-            f"{name}: {kind} evaluates the loss several times per step by a closure, which cannot be combined with two"
-            " passes. Use an optimizer that steps on `.grad`, such as SGD or AdamW, or set `sam = None`."
+            f"{name}: {kind}.step needs a closure, and `two_pass_step` calls it without one. Use automatic"
+            " optimization, or an optimizer that steps on `.grad`, such as SGD or AdamW."
         )
     rule = getattr(module, "sam", None)
     has_momentum = any(group.get("momentum") or group.get("betas") for group in optimizer.param_groups)
@@ -153,11 +186,6 @@ def check_optimizer(optimizer: Optimizer, module: pl.LightningModule) -> None:
             " or AdamW, or another rule."
         )
     params = [param for group in optimizer.param_groups for param in group["params"]]
-    if not any(param.requires_grad for param in params):
-        raise ValueError(
-            f"{name}: none of the {len(params)} parameters of {kind} requires a gradient, so there is nothing to train."
-            " Unfreeze some, or set `sam = None`."
-        )
     if any(param.is_complex() for param in params):
         raise RuntimeError(
             f"{name}: complex parameters have no sign to split by. Keep them as real ones, by torch.view_as_real, or"

@@ -20,6 +20,7 @@ class Fit:
     Attributes:
         memories: what the rule carries from step to step, one for each optimizer.
         skipped_steps: how many steps were dropped because they were not finite.
+        writes_weights: whether training steps write to trained weights; None before the first step that perturbs.
         checked: the last rule for which the module and the Trainer were checked.
     """
 
@@ -29,6 +30,7 @@ class Fit:
         self.memories = [Memory(trained(optimizer)) for optimizer in trainer.optimizers]
         self.skipped_steps = 0
         self.checked: Rule | None = module.sam
+        self.writes_weights: bool | None = None
 
     def stepped_parameters(self) -> list[Tensor]:
         """Of all optimizers. Asked anew each time: a callback may unfreeze parameters, or add a group."""

@@ -40,6 +40,10 @@ class SAMMixin(pl.LightningModule):
         two_pass: how the passes run, as opposed to which rule they serve.
     """
 
+    # For `to_torchscript`, which compiles every attribute and property that is not named here.
+    __jit_ignored_attributes__ = ["sam", "two_pass", "_route"]  # noqa: RUF012
+    __jit_unused_properties__ = [*pl.LightningModule.__jit_unused_properties__, "sam_pass"]  # noqa: RUF012
+
     sam: Rule | None = None
     two_pass: TwoPassOptions = TwoPassOptions()
     _route: Route | None = None

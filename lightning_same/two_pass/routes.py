@@ -1,6 +1,7 @@
 """The two doors at which Lightning knocks: automatic optimization, and manual optimization."""
 
 import abc
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
@@ -11,13 +12,14 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_same.replay.batch import copy_of
-from lightning_same.replay.snapshot import Snapshot
+from lightning_same.replay.undisturbed import ReplayState
 from lightning_same.trainer.distributed import ddp_model, unsynchronized
 from lightning_same.trainer.loop import batches_seen, is_accumulating, opens_window, skips_backward
+from lightning_same.trainer.optimizers import total_batches, total_steps
 from lightning_same.trainer.patches import replace_training_step, restore_training_step
 from lightning_same.trainer.precision import loss_scale
-from lightning_same.trainer.training_step import check_loss
-from lightning_same.two_pass.checks import check_optimizer
+from lightning_same.trainer.training_step import check_loss, loss_in
+from lightning_same.two_pass.checks import EVALUATES_SEVERAL_TIMES, check_optimizer
 from lightning_same.two_pass.fit import Fit
 from lightning_same.two_pass.step import Step, open_step
 
@@ -32,7 +34,7 @@ class MicroBatch(NamedTuple):
     """
 
     args: tuple[Any, ...]
-    before: Snapshot
+    before: ReplayState
     buffers_synced: bool
 
 
@@ -83,12 +85,13 @@ class AutomaticRoute(Route):
     def __init__(self, fit: Fit) -> None:
         super().__init__(fit)
         self._window: list[MicroBatch] = []
+        self._finished_batch = -1
         self._pass_one = ExitStack()
         self._own_training_step = replace_training_step(fit.trainer, self.training_step)
 
     @override
     def begin(self) -> None:
-        pass
+        self._finished_batch = -1
 
     def training_step(self, *args: Any) -> Any:
         """Pass one's forward."""
@@ -96,10 +99,13 @@ class AutomaticRoute(Route):
         trainer = self.fit.trainer
         # A fit that resumes inside a window begins there.
         if self.step is None or opens_window(trainer):
-            self.step, self._window = open_step(self.fit, 0, trainer.global_step), []
+            self.step, self._window = open_step(self.fit, 0, trainer.global_step, total_steps(trainer)), []
         step = self.step
         if skips_backward(trainer):
             return self._own_training_step(*args)
+        if self._finished_batch == batches_seen(trainer):
+            name, optimizer = type(self.fit.module).__name__, trainer.optimizers[0]
+            raise RuntimeError(f"{name}: {type(optimizer).__name__} {EVALUATES_SEVERAL_TIMES}")
         if step.replays:
             self._window.append(self._micro_batch(args))
         self._pass_one.enter_context(step.first_pass())
@@ -122,6 +128,7 @@ class AutomaticRoute(Route):
         step.end_micro_batch()
         if due:
             step.finish()
+            self._finished_batch = batches_seen(self.fit.trainer)
 
     @override
     def end_batch(self) -> None:
@@ -138,7 +145,7 @@ class AutomaticRoute(Route):
     def _micro_batch(self, args: tuple[Any, ...]) -> MicroBatch:
         fit = self.fit
         ddp = ddp_model(fit.trainer)
-        before = Snapshot(fit.module, fit.stepped_parameters(), fit.module.device)
+        before = ReplayState(fit.trainer, fit.module, fit.stepped_parameters())
         return MicroBatch(copy_of(args), before, ddp is not None and ddp.require_forward_param_sync)
 
     def _replay(self) -> None:
@@ -153,8 +160,8 @@ class AutomaticRoute(Route):
             last = micro_batch is self._window[-1]
             with nullcontext() if last else unsynchronized(trainer.strategy):
                 output = self._own_training_step(*micro_batch.args)
-                loss = output["loss"] if isinstance(output, dict) else output
-                loss = check_loss(loss, f"Pass two of {type(module).__name__}.training_step")
+                source = f"Pass two of {type(module).__name__}.training_step"
+                loss = check_loss(loss_in(output, source), source)
                 loss = loss / trainer.accumulate_grad_batches
                 scale = loss_scale(trainer, loss.device)
                 module.backward(loss if scale is None else loss * scale)
@@ -170,10 +177,13 @@ class ManualRoute(Route):
     def __init__(self, fit: Fit) -> None:
         super().__init__(fit)
         self._steps_before = 0
+        self._batch = -1
+        self._steps_at_batch = 0
 
     @override
     def begin(self) -> None:
         self._steps_before = self.fit.trainer.global_step
+        self._batch = -1
 
     def two_pass_step(self, loss_fn: Callable[[], Tensor], optimizer: Optimizer | LightningOptimizer) -> Tensor:
         """`SAMMixin.two_pass_step`."""
@@ -181,8 +191,12 @@ class ManualRoute(Route):
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         check_optimizer(plain, module)
         index = next(index for index, known in enumerate(fit.trainer.optimizers) if known is plain)
-        step = self.step = open_step(fit, index, batches_seen(fit.trainer))
-        before = Snapshot(module, fit.stepped_parameters(), module.device) if step.replays else None
+        batch = batches_seen(fit.trainer)
+        if batch != self._batch:
+            self._batch, self._steps_at_batch = batch, fit.trainer.global_step
+        total = total_batches(fit.trainer, batch, self._steps_at_batch)
+        step = self.step = open_step(fit, index, batch, total)
+        before = ReplayState(fit.trainer, module, fit.stepped_parameters()) if step.replays else None
 
         def forward_backward() -> Tensor:
             loss = check_loss(loss_fn(), "The `loss_fn` of two_pass_step")
@@ -203,6 +217,15 @@ class ManualRoute(Route):
         step.commit()
         return loss
 
+    def check_first_step(self) -> None:
+        """Check, before an optimizer steps, that the module knows of `two_pass_step`.
+
+        Raises:
+            RuntimeError: if no method of the module mentions it, and nobody has called it.
+        """
+        if self.fit.module.sam is not None and self.step is None and not _mentions_two_pass_step(self.fit.module):
+            raise self._steps_by_itself()
+
     @override
     def end_batch(self) -> None:
         """A batch has ended.
@@ -210,15 +233,31 @@ class ManualRoute(Route):
         Raises:
             RuntimeError: if the module has stepped without `two_pass_step`.
         """
+        stepped = self.fit.trainer.global_step > self._steps_before
+        if self.fit.module.sam is not None and self.step is None and stepped:
+            raise self._steps_by_itself()
+
+    def _steps_by_itself(self) -> RuntimeError:
         module = self.fit.module
-        if module.sam is not None and self.step is None and self.fit.trainer.global_step > self._steps_before:
-            raise RuntimeError(
-                f"{type(module).__name__} is in manual optimization and has taken a step without `two_pass_step`, so it"
-                f" does not train with {module.sam!r}. Call `self.two_pass_step(loss_fn, optimizer)` in place of"
-                " zero_grad, manual_backward and step, or set `sam = None`."
-            )
+        return RuntimeError(
+            f"{type(module).__name__} is in manual optimization and takes its steps without `two_pass_step`, so it does"
+            f" not train with {module.sam!r}. Call `self.two_pass_step(loss_fn, optimizer)` in place of zero_grad,"
+            " manual_backward and step, or set `sam = None`."
+        )
 
     @override
     def close(self) -> None:
         if self.step is not None:
             self.step.cancel()
+
+
+def _mentions_two_pass_step(module: Any) -> bool:
+    """Whether a method of the module's own classes has the name in its code."""
+    own = [cls for cls in type(module).__mro__ if "two_pass_step" not in vars(cls)]
+    codes = [function.__code__ for cls in own for function in vars(cls).values() if inspect.isfunction(function)]
+    while codes:
+        code = codes.pop()
+        if "two_pass_step" in code.co_names:
+            return True
+        codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
+    return False

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -13,27 +14,30 @@ from lightning_same.gradients.grads import add_partial_grads, fill_missing_grads
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.tensors import all_finite
 from lightning_same.replay.snapshot import parameters_of
+from lightning_same.replay.tensor_copies import TensorCopies
 from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.base import Rule
 from lightning_same.rules.progress import Progress
 from lightning_same.rules.schedules import value
 from lightning_same.trainer.distributed import ddp_model, start_mean, unsynchronized
 from lightning_same.trainer.loop import callbacks_of
-from lightning_same.trainer.optimizers import momentum_of, progress_of, radii_of, trained
+from lightning_same.trainer.optimizers import lr_ratio, momentum_of, radii_of, trained
 from lightning_same.trainer.precision import loss_scale
-from lightning_same.two_pass.checks import check_module, check_options, check_rule
+from lightning_same.two_pass.checks import check_module, check_options, check_rule, check_trainable
 from lightning_same.two_pass.fit import Fit
 from lightning_same.two_pass.gradient_store import GradientStore
 from lightning_same.two_pass.options import TwoPassOptions
+from lightning_same.two_pass.written_weights import WeightsBefore
 
 
-def open_step(fit: Fit, index: int, count: int) -> "Step":
+def open_step(fit: Fit, index: int, count: int, total: int | None) -> "Step":
     """The step that is about to begin, by the rule and the options that the module has now.
 
     Args:
         fit: the fit that it belongs to.
         index: of the optimizer that will step.
         count: steps before it.
+        total: steps of the whole training; None if it has no known end.
 
     Raises:
         TypeError: if the rule or the options are of the wrong kind.
@@ -48,7 +52,8 @@ def open_step(fit: Fit, index: int, count: int) -> "Step":
         check_module(fit.module, fit.trainer)
         fit.checked = rule
     check_options(options, rule, type(fit.module).__name__)
-    progress = progress_of(fit.trainer, count, fit.trainer.optimizers[index])
+    check_trainable(fit.trainer.optimizers[index], type(fit.module).__name__)
+    progress = Progress(count, fit.trainer.current_epoch, total, lr_ratio(fit.trainer.optimizers[index]))
     if not rule.timing.active(progress):
         return Step(fit, index, rule, options, progress)
     kind = LookAheadStep if rule.ahead else TwoPassStep
@@ -195,12 +200,17 @@ class TwoPassStep(Step):
         self.rule: Rule = rule
         self._store = GradientStore(fit.trainer)
         self._has_perturbed = False
+        self._weights: WeightsBefore | None = None
 
     @override
     @contextmanager
     def first_pass(self) -> Iterator[None]:
         if self._has_perturbed:
             self._store.set_aside(trained(self._optimizer))
+        if self._weights is None or self.by_micro_batch:
+            # Seen by value once in a fit; then a copy is kept only if it is needed.
+            copy = self._fit.writes_weights is not False
+            self._weights = WeightsBefore(self._fit.stepped_parameters(), copy)
         self.sam_pass = 1
         try:
             with unsynchronized(self._trainer.strategy) if self._is_local else nullcontext():
@@ -226,7 +236,7 @@ class TwoPassStep(Step):
         keeps_base = self.rule.combination.needs_grads or bool(self._observers())
         others = [param for param in parameters_of(self._module) if param not in radii]
         average_is_there: Callable[[], None] = _nothing
-        with undisturbed(self._trainer, self._module, self._fit.stepped_parameters()):
+        with undisturbed(self._trainer, self._module, self._fit.stepped_parameters()), self._weights_as_before():
             grads = self._store.take([*others, *params])
             other_grads = {param: grads.get(param) for param in others}
             perturbed = self.rule.perturbed(
@@ -274,6 +284,30 @@ class TwoPassStep(Step):
     def _is_local(self) -> bool:
         """Whether the gradients of pass one stay on their process."""
         return (self._options.ascent == "local" or self.by_micro_batch) and ddp_model(self._trainer) is not None
+
+    @contextmanager
+    def _weights_as_before(self) -> Iterator[None]:
+        """The weights with which pass one began, if it has written to them; then what pass one has left."""
+        assert self._weights is not None
+        written = self._weights.were_written()
+        if self._fit.writes_weights is None or (written and not self._fit.writes_weights):
+            self._fit.writes_weights = written
+        if not written:
+            yield
+        elif self._weights.copies is None:
+            rank_zero_warn(
+                f"{type(self._module).__name__}.training_step has written to trained weights for the first time in this"
+                " fit. In this step pass two begins with what was written; from the next step on it begins where pass"
+                " one began."
+            )
+            yield
+        else:
+            left = TensorCopies(self._fit.stepped_parameters())
+            self._weights.copies.restore()
+            try:
+                yield
+            finally:
+                left.restore()
 
     def _unscaled(self, grads: list[Tensor]) -> list[Tensor]:
         """g of the loss itself, for rules to which its size matters. Never by the scaler, which unscales once."""

@@ -3,6 +3,7 @@
 from typing import Any, TypeVar, cast, overload
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_same.rules.base import Rule
 from lightning_same.two_pass.checks import check_free_names, check_rule
@@ -52,16 +53,35 @@ def with_sam(module_or_class: Any, rule: Rule | None, **options: Any) -> Any:
         check_rule(rule, type(module_or_class).__name__)
         check_free_names(module_or_class)
         if not isinstance(module_or_class, SAMMixin):
-            module_or_class.__class__ = _mixed(type(module_or_class), None)
+            _swap_class(module_or_class, _mixed(type(module_or_class), None))
         cast(SAMMixin, module_or_class).sam = rule
         if two_pass is not None:
             cast(SAMMixin, module_or_class).two_pass = two_pass
         return module_or_class
     if hasattr(module_or_class, "_orig_mod"):
         raise TypeError("with_sam comes before torch.compile: `torch.compile(with_sam(module, rule))`.")
+    kind = module_or_class if isinstance(module_or_class, type) else type(module_or_class)
+    if any(cls.__module__.partition(".")[0] == "pytorch_lightning" for cls in kind.__mro__):
+        raise TypeError(
+            f"with_sam: {kind.__name__} is a LightningModule of the distribution `pytorch_lightning`, whose classes are"
+            " not those of `lightning`. Import `lightning.pytorch` where the class is defined; if that is a library,"
+            " use a version of it that is built on `lightning`."
+        )
     raise TypeError(
         f"with_sam needs a `lightning.pytorch` LightningModule or a class of them, got {module_or_class!r}."
     )
+
+
+def _swap_class(module: pl.LightningModule, mixed: type[SAMMixin]) -> None:
+    try:
+        module.__class__ = mixed
+    except TypeError as error:
+        name = type(module).__name__
+        raise TypeError(
+            f"with_sam: an instance of {name} cannot be given another class, for {name} lists"
+            f" {type(module).__bases__[0].__name__} before LightningModule. Wrap the class instead:"
+            f" `with_sam({name}, rule)(...)`; or list LightningModule first."
+        ) from error
 
 
 _classes: dict[tuple[type[pl.LightningModule], str, str], type[SAMMixin]] = {}
@@ -88,8 +108,14 @@ def _mixed(base: type[pl.LightningModule], rule: Rule | None, two_pass: TwoPassO
         if cls is not mixed:
             return super(mixed, cls).load_from_checkpoint(*args, **kwargs)
         # By the base: a checkpoint file written by LightningCLI names the user's class and refuses any other.
-        module = base.load_from_checkpoint(*args, **kwargs)
-        module.__class__ = cls
+        loaded = base.load_from_checkpoint(*args, **kwargs)
+        module = cls.__new__(cls)  # A new one, and not another class for the loaded: not every instance can change it.
+        vars(module).update(vars(loaded))
+        if cls.sam is None:
+            rank_zero_warn(
+                f"{cls.__name__}.load_from_checkpoint: the class has no rule, so the module trains without SAM. Rules"
+                " are not part of a checkpoint file: set `module.sam`, or load by `with_sam(YourClass, rule)`."
+            )
         return module
 
     namespace = {

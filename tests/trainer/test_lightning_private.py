@@ -20,12 +20,24 @@ PRIVATE: dict[str, tuple[str, Callable[[pl.Trainer], object]]] = {
     "_batches_that_stepped": (SEEN, lambda trainer: trainer.fit_loop.epoch_loop._batches_that_stepped),
     "_skip_backward": (SEEN, lambda trainer: trainer.fit_loop._skip_backward),
     "_logger_connector": (SEEN, lambda trainer: trainer._logger_connector.should_update_logs),
+    "_callback_metrics": (SEEN, lambda trainer: trainer._logger_connector._callback_metrics),
+    "_logged_metrics": (SEEN, lambda trainer: trainer._logger_connector._logged_metrics),
+    "_progress_bar_metrics": (SEEN, lambda trainer: trainer._logger_connector._progress_bar_metrics),
+    "_results": (SEEN, lambda trainer: trainer.fit_loop.epoch_loop._results),
     "_on_before_batch_transfer": (SEEN, lambda trainer: trainer.lightning_module._on_before_batch_transfer(0)),
 }
 """By name: the versions of Lightning in which it was seen, and how it is used."""
 
 OF_OTHERS = {
-    "torch": {"_modules", "_parameters", "_buffers", "_pytree", "_post_accumulate_grad_hooks", "_forward_cls"},
+    "torch": {
+        "_modules",
+        "_parameters",
+        "_buffers",
+        "_pytree",
+        "_post_accumulate_grad_hooks",
+        "_forward_cls",
+        "_version",
+    },
     "torchmetrics": {"_defaults"},
     "collections.namedtuple": {"_make", "_asdict"},
 }

@@ -38,15 +38,6 @@ class Lbfgs(Net):
         return torch.optim.LBFGS(self.parameters())
 
 
-class ClosureOnly(Net):
-    def configure_optimizers(self) -> Any:
-        class NeedsClosure(torch.optim.SGD):
-            def step(self, closure: Any) -> Any:
-                return super().step(closure)
-
-        return NeedsClosure(self.parameters(), lr=0.1)
-
-
 class Frozen(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +78,6 @@ REFUSED: list[tuple[type[pl.LightningModule], type[Exception], str]] = [
     (OverriddenBackward, RuntimeError, r"OverriddenBackward overrides `backward` in front of SAMMixin.*List the mixin"),
     (TwoAutomatic, RuntimeError, r"multiple optimizers.*automatic_optimization"),
     (Lbfgs, RuntimeError, r"LBFGS evaluates the loss several times.*such as SGD or AdamW"),
-    (ClosureOnly, RuntimeError, r"NeedsClosure evaluates the loss"),
     (Frozen, ValueError, r"none of the 4 parameters of SGD requires a gradient.*Unfreeze"),
     (NoOptimizer, RuntimeError, r"NoOptimizer.configure_optimizers returns no optimizer.*SAM\(rho=0.1\).*Return one"),
     (NotARule, TypeError, r"NotARule.sam must be a rule such as SAM\(rho=0.05\), or None; got 'SAM'"),

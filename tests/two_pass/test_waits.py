@@ -17,13 +17,13 @@ WAITS = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "maske
 
 
 class Steady(Callback):
-    """Counts what all steps from the third on dispatch, with everything between them."""
+    """Counts what the steps after the first ones dispatch, with everything between them."""
 
     def __init__(self) -> None:
         self.counted = Counted()
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 2:
+        if batch_idx == max(2, trainer.accumulate_grad_batches):  # The first step of a fit may wait.
             self.counted.__enter__()
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:

@@ -1,0 +1,50 @@
+"""What a training step can see, and change, of the Trainer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+class TrainerState:
+    """The Trainer's metrics, its place in the epoch, and its flags at one moment.
+
+    A training step that reads ``trainer.callback_metrics`` or ``trainer.is_last_batch`` sees the same again when it is
+    replayed. The private names were seen in Lightning 2.5.1 to 2.6.6.
+
+    Args:
+        trainer: the Trainer, in a fit.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
+        connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
+        results = loop._results
+        self._dicts: list[tuple[dict[Any, Any], Mapping[Any, Any]]] = [
+            (dictionary, dictionary.copy())
+            for dictionary in (
+                connector._callback_metrics,
+                connector._logged_metrics,
+                connector._progress_bar_metrics,
+                vars(results),
+                # Logging replaces the attributes of a result, and writes to none of them.
+                *(vars(result) for result in results.values()),
+                vars(loop.batch_progress),
+                vars(loop.batch_progress.current),
+                vars(loop.batch_progress.total),
+            )
+        ]
+        self._results = dict(results)
+        self._should_stop = trainer.should_stop
+
+    def restore(self) -> None:
+        """Put everything back. May be called many times."""
+        trainer = self._trainer
+        trainer.should_stop = self._should_stop
+        results = trainer.fit_loop.epoch_loop._results
+        if len(results) != len(self._results):
+            results.clear()
+            results.update(self._results)
+        for dictionary, items in self._dicts:
+            dictionary.clear()
+            dictionary.update(items)

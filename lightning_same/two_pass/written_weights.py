@@ -1,0 +1,34 @@
+"""Trained weights that a training step writes to by itself, such as prototypes that it normalizes."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lightning_same.replay.tensor_copies import TensorCopies
+
+
+class WeightsBefore:
+    """The trained weights before the first forward of a step.
+
+    Whether a training step writes to them is seen by value on the first step of a fit, and by their version counters on
+    all others.
+
+    Args:
+        params: the weights.
+        copy: whether to keep a copy, which pass two needs to begin where pass one began.
+    """
+
+    def __init__(self, params: Sequence[Tensor], copy: bool) -> None:
+        self._params = params
+        self._marks = _marks(params)
+        self.copies = TensorCopies(params) if copy else None
+
+    def were_written(self) -> bool:
+        """Whether somebody has written to them since."""
+        return _marks(self._params) != self._marks or (self.copies is not None and self.copies.differ())
+
+
+def _marks(params: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """What changes when a tensor is written to, or when ``.data`` is replaced."""
+    return [(param._version, param.data_ptr()) for param in params if not isinstance(param, DTensor)]

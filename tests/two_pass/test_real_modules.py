@@ -1,0 +1,170 @@
+"""Training steps that do more than return a loss: pass two and the monitors make no difference to them."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from support.fits import differences, fit, observed_fit
+from support.nets import Plain, TwoOptimizers, build
+from support.real_modules import REAL, ReadsProgress, ReassignsModule, ReassignsParameter, StopsByLoss, WritesWeights
+from torch import Tensor, nn
+
+from lightning_same import (
+    SAM,
+    CheckpointFractionMonitor,
+    GradientNormMonitor,
+    LastFraction,
+    SharpnessMonitor,
+    with_sam,
+)
+
+MONITORS = [CheckpointFractionMonitor, GradientNormMonitor, SharpnessMonitor]
+
+
+def observed(module: pl.LightningModule, folder: Path, **options: Any) -> dict[str, Any]:
+    return observed_fit(module, folder, **options)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("kind", REAL, ids=lambda kind: kind.__name__)
+def test_a_second_pass_at_rho_zero_is_plain_training(kind: Any, accumulate: int, tmp_path: Path) -> None:
+    options = {"accumulate_grad_batches": accumulate}
+    plain = observed(build(kind), tmp_path, **options)
+    assert differences(plain, observed(with_sam(build(kind), SAM(0.0)), tmp_path, **options)) == []
+
+
+@pytest.mark.parametrize("monitor", MONITORS)
+@pytest.mark.parametrize("kind", REAL, ids=lambda kind: kind.__name__)
+def test_a_monitor_beside_it_changes_nothing(kind: Any, monitor: Any, tmp_path: Path) -> None:
+    plain = observed(build(kind), tmp_path)
+    watched = observed(build(kind), tmp_path, callbacks=[monitor(every_n_steps=3)])
+    for result in (plain, watched):  # What the monitor itself logs and keeps.
+        for key in ("rows", "metrics", "checkpoint file"):
+            del result[key]
+    assert differences(plain, watched) == []
+
+
+def by_hand(module: Plain, rho: float) -> list[Tensor]:
+    """The weights after an epoch of SAM on a module that normalizes its last layer at the start of each step."""
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            last = module.layers[2].weight
+            last.copy_(last / last.norm(dim=1, keepdim=True))
+        return nn.functional.cross_entropy(module(x), y)
+
+    params = list(module.parameters())
+    optimizer = module.configure_optimizers()
+    for x, y in module.train_dataloader():
+        before = [param.detach().clone() for param in params]
+        g = torch.autograd.grad(loss(x, y), params)
+        left = [param.detach().clone() for param in params]
+        norm = torch.cat([grad.flatten() for grad in g]).norm()
+        with torch.no_grad():
+            for param, w, grad in zip(params, before, g, strict=True):
+                param.copy_(w + rho * grad / norm)
+        s = torch.autograd.grad(loss(x, y), params)
+        with torch.no_grad():
+            for param, w, grad in zip(params, left, s, strict=True):
+                param.copy_(w)
+                param.grad = grad
+        optimizer.step()
+    return [param.detach() for param in params]
+
+
+def test_pass_two_begins_where_pass_one_began() -> None:
+    """At rho > 0 the training step's own change of the weights is made again, on w + e, and then that of pass one."""
+    module = with_sam(build(WritesWeights).double(), SAM(0.3))
+    fit(module, max_epochs=1)
+    expected = by_hand(build(WritesWeights).double(), 0.3)
+    for ours, theirs in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_weights_written_for_the_first_time_in_the_middle_are_told() -> None:
+    class Late(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            if batch_idx >= 2:
+                with torch.no_grad():
+                    self.layers[2].weight.mul_(0.9)
+            return super().training_step(batch, batch_idx)
+
+    with pytest.warns(UserWarning, match="Late.training_step has written to trained weights for the first time"):
+        fit(with_sam(build(Late), SAM(0.1)), max_epochs=1)
+
+
+def test_in_pass_two_each_micro_batch_sees_its_own_place() -> None:
+    seen: list[tuple[int, int, bool]] = []
+
+    class Watch(ReadsProgress):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loop = self.trainer.fit_loop.epoch_loop
+            seen.append((self.sam_pass, loop.batch_idx, self.trainer.is_last_batch))
+            return super().training_step(batch, batch_idx)
+
+    fit(with_sam(build(Watch), SAM(0.1)), max_epochs=1, accumulate_grad_batches=3)
+    passes = {number: [row[1:] for row in seen if row[0] == number] for number in (1, 2)}
+    assert passes[1] == passes[2] == [(index, index == 5) for index in range(6)]
+
+
+def test_a_loss_at_the_perturbed_weights_stops_no_training() -> None:
+    plain = build(StopsByLoss)
+    made = fit(plain, max_epochs=1)
+    assert made.global_step == 6
+    module = with_sam(build(StopsByLoss), SAM(1e4))
+    assert fit(module, max_steps=1).should_stop is fit(build(StopsByLoss), max_steps=1).should_stop
+
+
+@pytest.mark.parametrize("watch", [None, *MONITORS])
+def test_loggers_keep_their_type_and_places(watch: Any, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Asks(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            logger = self.logger
+            assert isinstance(logger, CSVLogger)
+            seen.append((self.trainer.log_dir, logger.log_dir, logger.save_dir, logger.name, logger.version + 1))
+            logger.experiment.log_metrics({"direct": 1.0}, step=batch_idx)
+            logger.log_metrics({"asked": 2.0}, step=batch_idx)
+            return super().training_step(batch, batch_idx)
+
+    module = build(Asks) if watch else with_sam(build(Asks), SAM(0.1))
+    logger = CSVLogger(tmp_path, name="here")
+    fit(module, max_epochs=1, logger=logger, callbacks=[watch(every_n_steps=2)] if watch else [])
+    assert len(set(seen)) == 1
+    assert seen[0][1] == str(tmp_path / "here" / "version_0")
+    text = (tmp_path / "here" / "version_0" / "metrics.csv").read_text().splitlines()
+    column = text[0].split(",").index("asked")
+    assert sum(line.split(",")[column] == "2.0" for line in text[1:]) == 6
+
+
+def test_two_optimizers_and_max_steps_reach_the_end_of_a_schedule() -> None:
+    """``max_steps`` counts the steps of both."""
+    passes: list[int] = []
+
+    class Watch(TwoOptimizers):
+        def step(self, loss_fn: Any, optimizer: Any) -> None:
+            def counted() -> Tensor:
+                passes.append(self.sam_pass)
+                return loss_fn()
+
+            self.two_pass_step(counted, optimizer)
+
+    made = fit(with_sam(build(Watch), SAM(0.1, timing=LastFraction(0.5))), max_epochs=10, max_steps=12)
+    assert made.global_step == 12
+    assert passes == [0] * 6 + [1, 2] * 6
+
+
+@pytest.mark.parametrize("kind", [ReassignsModule, ReassignsParameter], ids=lambda kind: kind.__name__)
+def test_what_is_reassigned_is_made_at_w(kind: Any) -> None:
+    """And not at w + e, which rho = 0 cannot tell apart."""
+    module = with_sam(build(kind), SAM(0.5))
+    start = build(kind).layers[0].weight.detach().clone()
+    fit(module, max_steps=1)
+    if kind is ReassignsModule:
+        torch.testing.assert_close(module.teacher[0].weight, start, rtol=0, atol=0)
+    else:
+        torch.testing.assert_close(module.average, start * 0.5, rtol=0, atol=0)
