@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_same import CheckpointFractionMonitor, GradientNormMonitor, SharpnessMonitor
+from lightning_same.cli.plot import main as plot
 from lightning_same.experiments import Batch, DigitsData, ImageClassifier, SmallCNN
-from lightning_same.plots import main as plot
 
 
 def is_noisy(batch: Batch) -> torch.Tensor:

@@ -13,9 +13,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-# Okabe and Ito's colours, told apart by the colour-blind; light to dark, so that they part in grey too.
-COLORS = {"ckpt1": "#0072B2", "ckpt2": "#56B4E9", "ckpt3": "#D55E00", "ckpt4": "#E69F00", "rest": "#DDDDDD"}
-RULES = {"plain": ("SGD", "#000000", ":"), "SAM": ("SAM", "#E69F00", "--"), "SAME": ("SAME, ckpt 1", "#0072B2", "-")}
+from lightning_same.plots.palette import CKPTS, REST, method_styles
+
+SHARES = CKPTS | {"rest": REST}
+RULES = {"plain": "SGD", "SAM": "SAM", "SAME": "SAME, ckpt 1"}
 
 
 def main(runs: Path, target: Path) -> None:
@@ -40,7 +41,7 @@ def draw_plane(axes: plt.Axes) -> None:
         "ckpt3": ~same & larger,
         "ckpt4": ~same & ~larger,
     }.items():
-        axes.contourf(g, s, mask, levels=[0.5, 1.5], colors=[COLORS[name]])
+        axes.contourf(g, s, mask, levels=[0.5, 1.5], colors=[CKPTS[name].color])
     spots = {
         "ckpt1\nr > 1": (0.36, 0.78),
         "ckpt2\n0 < r < 1": (0.70, 0.24),
@@ -62,12 +63,14 @@ def draw_plane(axes: plt.Axes) -> None:
 
 
 def draw_fractions(axes: plt.Axes, table: pd.DataFrame) -> None:
-    shares = table[[f"ckpt_fraction/{name}" for name in COLORS]].dropna().rolling(18, min_periods=1).mean()
+    shares = table[[f"ckpt_fraction/{name}" for name in SHARES]].dropna().rolling(18, min_periods=1).mean()
     steps = table.loc[shares.index, "step"]
-    axes.stackplot(steps, shares.to_numpy().T, colors=COLORS.values(), edgecolor="white", linewidth=0.6)
+    areas = axes.stackplot(steps, shares.to_numpy().T)
+    for area, style in zip(areas, SHARES.values(), strict=True):
+        area.set(facecolor=style.color, hatch=style.hatch, edgecolor="white", linewidth=0.6)
     ends = shares.iloc[-1].cumsum() - shares.iloc[-1] / 2
     height = -1.0
-    for name, middle in zip(COLORS, ends, strict=True):
+    for name, middle in zip(SHARES, ends, strict=True):
         height = max(middle, height + 0.065)
         if name != "rest":
             axes.text(steps.max() * 1.02, height, name, va="center", fontsize=8)
@@ -81,9 +84,20 @@ def draw_fractions(axes: plt.Axes, table: pd.DataFrame) -> None:
 
 
 def draw_noise(axes: plt.Axes, runs: Path) -> None:
-    for rule, (label, color, style) in RULES.items():
-        table = metrics(runs / rule)[["epoch", "train/noisy_accuracy"]].dropna()
-        axes.plot(table["epoch"] + 1, table["train/noisy_accuracy"], style, color=color, label=label)
+    styles = method_styles(RULES.values(), references=["SAM"])
+    for run, label in RULES.items():
+        table = metrics(runs / run)[["epoch", "train/noisy_accuracy"]].dropna()
+        style = styles[label]
+        axes.plot(
+            table["epoch"] + 1,
+            table["train/noisy_accuracy"],
+            linestyle=style.linestyle,
+            color=style.color,
+            marker=style.marker,
+            markersize=4,
+            markevery=5,
+            label=label,
+        )
     axes.set(xlabel="epoch", ylabel="wrong labels fitted", title="Digits, 40% wrong labels, one seed", ylim=(0, 1.02))
     axes.legend(frameon=False)
 

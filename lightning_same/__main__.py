@@ -22,7 +22,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.insert(0, os.getcwd())
     match words:
         case ["plot", *rest]:
-            from lightning_same.plots import main as plot
+            from lightning_same.cli.plot import main as plot
 
             plot(rest)
         case ["sharpness", *rest]:

@@ -19,7 +19,9 @@ from support.fits import fit
 from support.nets import Plain, build
 
 from lightning_same import SAM, CheckpointFractionMonitor, GradientNormMonitor, with_sam
-from lightning_same.plots import MOST, draw_fractions, draw_norms, draw_sharpness, main, read_metrics
+from lightning_same.cli.plot import main
+from lightning_same.plots import draw_fractions, draw_norms, draw_sharpness, read_metrics
+from lightning_same.plots.panels import MAX_POINTS
 
 FRACTIONS = [f"ckpt_fraction/{name}" for name in ("ckpt1", "ckpt2", "ckpt3", "ckpt4", "rest")]
 
@@ -110,15 +112,15 @@ def test_the_fractions_are_stacked_as_they_were_logged() -> None:
     assert {text.get_text() for text in axes.texts} >= {"1: r > 1", "2: 0 < r < 1", "3: r < -1", "4: -1 < r < 0"}
 
 
-@pytest.mark.parametrize("steps", [1, 2, MOST, MOST + 1, 5000])
+@pytest.mark.parametrize("steps", [1, 2, MAX_POINTS, MAX_POINTS + 1, 5000])
 def test_of_many_points_the_means_are_drawn(steps: int) -> None:
     table = made_up(steps)
     areas = [heights(area) for area in draw_fractions(table).axes[0].collections]
-    assert all(len(places) <= max(2, MOST) for places, _ in areas)
+    assert all(len(places) <= max(2, MAX_POINTS) for places, _ in areas)
     assert sum(height for _, height in areas) == pytest.approx(1)
     for axes in draw_norms(table).axes:
         for line in axes.lines:
-            assert len(line.get_xdata()) == min(steps, MOST)
+            assert len(line.get_xdata()) == min(steps, MAX_POINTS)
             assert line.get_xdata()[[0, -1]].tolist() == [0, steps - 1]
     base = draw_norms(table).axes[0].lines[0].get_ydata()
     if steps == 5000:
@@ -294,9 +296,10 @@ def test_the_command_says_what_is_wrong(
 @pytest.mark.parametrize("library", ["matplotlib", "pandas"])
 def test_without_the_libraries_the_extra_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.delitem(sys.modules, "lightning_same.plots")
+    for module in ("figures", "panels", "metrics"):
+        monkeypatch.delitem(sys.modules, f"lightning_same.plots.{module}", raising=False)
     with pytest.raises(ModuleNotFoundError, match=rf"Pictures need {library}: pip install 'lightning-same\[plots\]'"):
-        importlib.import_module("lightning_same.plots")
+        assert importlib.import_module("lightning_same.plots").draw_norms
 
 
 def test_without_tensorboard_the_extra_is_named(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ def spectrum_figure(density: SpectralDensity, top: TopEigenvalue) -> "Figure":
     # One eigenvalue among all peaks at 0.4 / (size * width). What lies far below is a Gaussian's tail.
     axes.set_ylim(0.04 / (top.vector.numel() * density.width), 2 * float(density.density.max()))
     for value, name, style in ((top.value, "top", "--"), (top.bottom, "bottom", ":")):
-        axes.axvline(value, color="#0072b2", linestyle=style, label=f"{name} {value:.4g}")
+        axes.axvline(value, color="black", linestyle=style, label=f"{name} {value:.4g}")
     axes.set(xlabel="eigenvalue of the Hessian", ylabel="density")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,6 @@
 """The pictures of a report, each one panel, so that a page can lay them out for a wide and for a narrow screen."""
 
 import io
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+
+from lightning_same.plots.palette import CKPTS, METHODS, REFERENCES, REST, Style, method_styles
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -24,8 +25,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8,
     "svg.hashsalt": "lightning-same",  # the same picture for the same numbers, byte for byte
 }
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24"]  # Okabe and Ito's, nearly
-SHARES = {"ckpt1": "#0072b2", "ckpt2": "#d55e00", "ckpt3": "#009e73", "ckpt4": "#cc79a7", "rest": "#c8c8c8"}
+SHARES = CKPTS | {"rest": REST}
 
 CURVES = {
     "val/accuracy": "Validation accuracy",
@@ -62,17 +62,28 @@ def curve_pictures(curves: pd.DataFrame, reference: Sequence[str]) -> list[Pictu
         if metric in curves:
             for group, variants in _groups(curves, reference):
                 with _panel(title, f"curve-{metric.replace('/', '-')}{group}") as (axes, found):
-                    for variant, colour in _coloured(variants, reference):
+                    for variant, style in method_styles(variants, reference).items():
                         # What is measured at every n-th epoch has its points joined.
                         own = curves[curves["variant"] == variant].dropna(subset=[metric])
                         over = own.groupby("epoch")[metric].agg(["mean", "min", "max"])
-                        axes.plot(over.index, over["mean"], color=colour, label=variant, linewidth=1.4)
-                        axes.fill_between(over.index, over["min"], over["max"], color=colour, alpha=0.12, linewidth=0)
+                        axes.plot(
+                            over.index,
+                            over["mean"],
+                            linewidth=1.4,
+                            markersize=3.5,
+                            markevery=max(1, len(over) // 8),
+                            **_line(style),
+                        )
+                        axes.fill_between(
+                            over.index, over["min"], over["max"], color=style.color, alpha=0.12, linewidth=0
+                        )
                     axes.set_xlabel("epoch")
                     if "accuracy" in metric:
                         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
                     if metric == "sharpness/top_eigenvalue" and (curves[metric].dropna() > 0).all():
                         axes.set_yscale("log")
+                        axes.yaxis.set_major_formatter("{x:g}")
+                        axes.yaxis.set_minor_formatter("{x:g}")
                     found.caption = f"{title} over the epochs; bands span the seeds"
                 pictures.append(found.picture)
     return pictures
@@ -85,10 +96,11 @@ def clean_against_memorised(curves: pd.DataFrame, reference: Sequence[str]) -> l
     if x in curves and y in curves:
         for group, variants in _groups(curves, reference):
             with _panel("True against wrong labels", f"clean-against-memorised{group}") as (axes, found):
-                for variant, colour in _coloured(variants, reference):
+                for variant, style in method_styles(variants, reference).items():
                     path = curves[curves["variant"] == variant].groupby("epoch")[[x, y]].mean()
-                    axes.plot(path[x], path[y], color=colour, label=variant, linewidth=1.2, marker=".", markersize=3)
-                    axes.plot(path[x].iloc[-1:], path[y].iloc[-1:], color=colour, marker="o", markersize=6)
+                    last = [len(path) - 1]
+                    axes.plot(path[x], path[y], linewidth=1.2, markersize=6, markevery=last, **_line(style))
+                    axes.plot(path[x], path[y], ".", color=style.color, markersize=3)
                 axes.set(xlabel="memorised share of the wrong labels", ylabel="accuracy on true labels")
                 for axis in axes.xaxis, axes.yaxis:
                     axis.set_major_formatter(PercentFormatter(1.0))
@@ -136,9 +148,16 @@ def against_accuracy(curves: pd.DataFrame, reference: Sequence[str]) -> list[Pic
                     axes,
                     found,
                 ):
-                    for variant, colour in _coloured(variants, reference):
+                    for variant, style in method_styles(variants, reference).items():
                         points = last[last["variant"] == variant]
-                        axes.scatter(points[metric], points["val/accuracy"], color=colour, label=variant, s=18)
+                        axes.scatter(
+                            points[metric],
+                            points["val/accuracy"],
+                            color=style.color,
+                            marker=style.marker,
+                            label=variant,
+                            s=18,
+                        )
                     axes.set(xlabel=title, ylabel="validation accuracy")
                     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
                     found.caption = f"Validation accuracy against the {title} at the end of each run"
@@ -155,11 +174,14 @@ def fraction_pictures(curves: pd.DataFrame) -> list[Picture]:
     for number, variant in enumerate(curves["variant"].unique()):
         shares = curves[curves["variant"] == variant].groupby("epoch")[columns].mean()
         with _panel(variant, f"fractions-{number}") as (axes, found):
-            axes.stackplot(shares.index, shares.T, labels=list(SHARES), colors=list(SHARES.values()), linewidth=0)
+            areas = axes.stackplot(shares.index, shares.T, labels=[style.label for style in SHARES.values()])
+            for area, style in zip(areas, SHARES.values(), strict=True):
+                area.set(facecolor=style.color, hatch=style.hatch, edgecolor="white", linewidth=0)
             axes.set(
                 xlabel="epoch", ylabel="share of the elements", ylim=(0, 1), xlim=(shares.index[0], shares.index[-1])
             )
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.grid(False)
             found.caption = f"Shares of the four checkpoints over training under {variant}"
         pictures.append(found.picture)
     return pictures
@@ -197,17 +219,13 @@ def _groups(curves: pd.DataFrame, reference: Sequence[str]) -> Iterator[tuple[st
     """The variants, a few to a picture, each time with those that they are compared with."""
     others = [variant for variant in curves["variant"].unique() if variant not in reference]
     shown = [variant for variant in reference if variant in set(curves["variant"])]
-    if len(shown) > 2:  # a reference at many settings is itself a curve among others
+    if len(shown) > len(REFERENCES):  # a reference at many settings is itself a curve among others
         others, shown = [*shown, *others], []
-    size = len(COLOURS)
+    size = len(METHODS)
     batches = [others[start : start + size] for start in range(0, len(others), size)] or [[]]
     for number, batch in enumerate(batches):
         yield (f"-{number + 1}" if len(batches) > 1 else ""), [*shown, *batch]
 
 
-def _coloured(variants: Sequence[str], reference: Sequence[str]) -> Iterator[tuple[str, str]]:
-    grey = itertools.cycle(["#000000", "#777777"])
-    colours = itertools.cycle(COLOURS)
-    many = len(reference) > 2
-    for variant in variants:
-        yield variant, next(grey if variant in reference and not many else colours)
+def _line(style: Style) -> dict[str, Any]:
+    return {"color": style.color, "linestyle": style.linestyle, "marker": style.marker, "label": style.label}

@@ -1,0 +1,100 @@
+"""Reading what a CSVLogger or a TensorBoardLogger has written, also while the run goes on."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+CSV = "metrics.csv"
+EVENTS = "events.out.tfevents.*"
+
+
+def read_metrics(run_dir: str | Path) -> pd.DataFrame:
+    """The scalars that a CSVLogger or a TensorBoardLogger has written, also while the run goes on.
+
+    Args:
+        run_dir: the folder that holds ``metrics.csv`` or event files, or one above it.
+
+    Returns:
+        A row for each step, ascending, the index named ``step``; a column for each key, NaN where it was not logged.
+        Where a key was logged several times at a step, the last value. Columns without any number are left out.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no metrics in it.
+        ValueError: if it holds several runs, or a file without metrics, or a word among the numbers of a key.
+    """
+    runs = find_runs(run_dir)
+    if len(runs) > 1:
+        raise ValueError(f"{run_dir} holds {len(runs)} runs. Name one of them: {', '.join(map(str, runs))}.")
+    table = _read_csv(runs[0] / CSV) if (runs[0] / CSV).exists() else _read_events(runs[0])
+    table = table.dropna(axis="columns", how="all")
+    if table.empty:
+        raise ValueError(f"{runs[0]} holds no metrics yet.")
+    return table
+
+
+def find_runs(run_dir: str | Path) -> list[Path]:
+    """The folder itself, if it holds metrics, or else those below it that do, the latest written last.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no metrics in or below it.
+        ValueError: if its metrics are not in a regular file.
+    """
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        what = f"{run_dir} is not a folder" if folder.exists() else f"There is no folder {run_dir}"
+        raise FileNotFoundError(f"{what}. Name the folder that a logger has written.")
+    files = [file for pattern in (CSV, EVENTS) for file in folder.rglob(pattern)]
+    for file in files:
+        if not file.is_file():  # Reading a FIFO would wait forever.
+            raise ValueError(f"{file} is not a regular file. Name the folder of a run.")
+    if not files:
+        raise FileNotFoundError(
+            f"{run_dir} holds no metrics: neither a metrics.csv nor event files. Train with"
+            " `Trainer(logger=CSVLogger(...))` or with TensorBoardLogger."
+        )
+    written = {file.parent: file.stat().st_mtime for file in sorted(files, key=lambda file: file.stat().st_mtime)}
+    return [folder] if folder in written else sorted(written, key=lambda run: (written[run], run))
+
+
+def _read_csv(file: Path) -> pd.DataFrame:
+    try:
+        text = file.read_text(encoding="utf-8")
+        # The last line of a run that goes on may be half written.
+        table = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1] or "step\n"), low_memory=False)
+    except ValueError as error:  # UnicodeDecodeError and pandas' ParserError are ValueErrors.
+        raise ValueError(f"{file} is not a CSVLogger's: {str(error).strip()}.") from error
+    if "step" not in table:
+        raise ValueError(f"{file} has no column `step`, so it is not a CSVLogger's.")
+    table = pd.DataFrame({key: _numbers(column, file) for key, column in table.items()}).dropna(subset="step")
+    if not np.isfinite(table["step"]).all():
+        raise ValueError(f"{file}: column `step` holds an infinite number.")
+    return table.astype({"step": int}).groupby("step").last()
+
+
+def _numbers(column: pd.Series, file: Path) -> pd.Series:
+    """The column as floats; NaN throughout where it holds words only."""
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
+    words = column[column.notna() & numbers.isna()]
+    if len(words) and (numbers.notna().any() or column.name == "step"):
+        raise ValueError(
+            f"{file}: column `{column.name}` must hold numbers, got {words.iloc[0]!r} in line {words.index[0] + 2}."
+        )
+    return numbers
+
+
+def _read_events(folder: Path) -> pd.DataFrame:
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Event files need tensorboard: pip install 'lightning-same[plots]'.", name=error.name
+        ) from error
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    columns = {}
+    for tag in events.Tags()["scalars"]:
+        scalars = pd.DataFrame(events.Scalars(tag))
+        columns[tag] = scalars.groupby("step")["value"].last()
+    return pd.DataFrame(columns).sort_index().rename_axis("step")
