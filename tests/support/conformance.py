@@ -24,12 +24,10 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from lightning_same import SAM, SAME, with_sam
+from lightning_same import SAM, with_sam
 from support.fits import LIGHTNING, differences, fit, observed_fit
 from support.nets import Everything, Plain, build, loader
-
-FORCED = SAME(1, condition=3.0, rho=0.0)
-
+from support.passes import FORCED
 
 RHO = 0.2
 

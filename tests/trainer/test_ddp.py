@@ -9,13 +9,11 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from support.fits import differences, fit, observed_fit
 from support.nets import Everything, Plain, TwoOptimizers, build, float64
+from support.passes import FORCED
 from support.ranks import Ranks
 from torch import Tensor, nn
 
 from lightning_same import ASAM, SAM, SAME, CheckpointFractionMonitor, CheckpointSelect, CustomSAME, Rule, with_sam
-
-FORCED = SAME(1, condition=3.0, rho=0.0)
-
 
 RULES = [SAM(0.3), ASAM(0.5), SAME((1, 4), 2.0, 0.3), CustomSAME(2.0, 0.3), CheckpointSelect((1, 4), 0.3)]
 
