@@ -231,9 +231,9 @@ def _range(rates: pd.Series) -> str:
 def _final_note() -> str:
     return (
         "Mean ± standard deviation over the seeds that have not collapsed, accuracies in percent. *Test, best* is at"
-        " the epoch that was best on validation, not on test. *Training* counts the labels given, *true labels* the samples"
-        " whose label is true, *memorised* the wrong labels predicted; all three without augmentation, in evaluation"
-        " mode, after the epoch. *Gap* is training minus validation."
+        " the epoch that was best on validation, not on test. *Training* counts the labels given, *true labels* the"
+        " samples whose label is true, *memorised* the wrong labels predicted; all three without augmentation, in"
+        " evaluation mode, after the epoch. *Gap* is training minus validation."
     )
 
 
