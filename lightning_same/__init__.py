@@ -1,5 +1,6 @@
 """Sharpness-Aware Minimization for PyTorch Lightning."""
 
+from lightning_same.callbacks.checkpoint_effects import CheckpointEffectMonitor
 from lightning_same.callbacks.checkpoint_fractions import CheckpointFractionMonitor
 from lightning_same.callbacks.gradient_norms import GradientNormMonitor
 from lightning_same.callbacks.sharpness import SharpnessMonitor
@@ -75,6 +76,7 @@ __all__ = [
     "Adaptive",
     "Chain",
     "CheckpointDose",
+    "CheckpointEffectMonitor",
     "CheckpointFractionMonitor",
     "CheckpointFractions",
     "CheckpointGains",

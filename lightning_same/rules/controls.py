@@ -1,16 +1,15 @@
 """Rules that serve as controls of an experiment: as large a change of the step as a checkpoint's, or at random."""
 
 import abc
-import random
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_same.gradients.checkpoints import at_least_float32, indicator
 from lightning_same.gradients.norms import gradient_norms
+from lightning_same.gradients.random_masks import Match, draws_of, in_ckpt, random_mask
 from lightning_same.gradients.sharding import local
 from lightning_same.gradients.tensors import elementwise_, inverse
 from lightning_same.rules.base import Rule
@@ -21,14 +20,6 @@ from lightning_same.rules.schedules import Schedule
 from lightning_same.rules.settings import check_int, check_number
 from lightning_same.rules.state import Memory
 from lightning_same.rules.timing import Timing
-
-Match = Literal["count", "norm"]
-
-
-def in_ckpt(ckpt: int, g: Tensor, s: Tensor) -> Tensor:
-    """1 where an element is in the checkpoint and 0 elsewhere, in at least float32."""
-    dtype = at_least_float32(s)
-    return indicator(ckpt, g.sign().mul_(s).to(dtype), g.abs().to(dtype))
 
 
 class _OneCheckpoint(Combination, abc.ABC):
@@ -88,35 +79,12 @@ class RandomMask(_OneCheckpoint):
     def combine_(
         self, grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor], at: Progress, memory: Memory
     ) -> None:
-        draws = torch.Generator().manual_seed(random.Random(f"{self.seed}/{at.step}").getrandbits(63))
+        draws = draws_of(self.seed, at.step)
         for g, s in _by_device(grads, perturbed_grads):
             flat = torch.cat([each.flatten() for each in s])
             chosen = random_mask(torch.cat([each.flatten() for each in g]), flat, self.ckpt, self.match, draws)
             factors = torch.split(torch.where(chosen, self.gain, 1.0).to(flat.dtype), [each.numel() for each in s])
             torch._foreach_mul_(s, [factor.view_as(each) for factor, each in zip(factors, s, strict=True)])
-
-
-def random_mask(g: Tensor, s: Tensor, ckpt: int, match: Match, draws: torch.Generator) -> Tensor:
-    """A random set of the elements with s != 0 that is as large as a checkpoint.
-
-    Args:
-        g: the base gradient, of shape (n,).
-        s: the perturbed gradient, likewise.
-        ckpt: the checkpoint, 1 to 4.
-        match: ``"count"`` for as many elements; ``"norm"`` for as large a sum of s^2, up to one element.
-        draws: a generator on the CPU: those of other devices draw other numbers.
-
-    Returns:
-        Booleans of shape (n,). Nothing waits for the accelerator.
-    """
-    dtype = torch.float32 if s.device.type == "mps" else torch.float64
-    order = torch.randperm(len(s), generator=draws).to(s.device)
-    size = (s != 0).to(dtype) if match == "count" else s.to(dtype).square()
-    wanted = torch.dot(in_ckpt(ckpt, g, s).to(dtype), size)
-    size = size[order]
-    # An element belongs to the set if more than half of it fits: the nearest sum, and the exact count.
-    chosen = (size > 0) & (size.cumsum(0) - size / 2 < wanted)
-    return torch.zeros_like(chosen).scatter_(0, order, chosen)
 
 
 def _by_device(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lightning_same.experiments.study.claims import COLUMNS, claims, sensitivity
+from lightning_same.experiments.study.claims import COLUMNS, claims, seeds_needed, sensitivity
 from lightning_same.experiments.study.collapse import collapsed
 from lightning_same.experiments.study.plan import Run, Study
 from lightning_same.experiments.study.radius import best_radius, equivalent_radius, explained, frontier
@@ -86,7 +86,7 @@ def analyse(study: Study, done: Sequence[Run], results: Results) -> Analysis:
     cells = grid(results, final)
     return Analysis(
         collapsed=why,
-        claims=claims(study, done, means),
+        claims=claims(study, done, means).assign(seeds_needed=seeds_needed(study, done, means)),
         comparisons=comparisons(study, done, means),
         sensitivity=sensitivity(study, done, curves),
         equivalent=equivalent,

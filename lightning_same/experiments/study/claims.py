@@ -120,7 +120,7 @@ def claims(study: Study, done: Sequence[Run], means: Mapping[str, pd.DataFrame])
 
     Returns:
         One row per variant, reference and phase: the columns of `COLUMNS`, and beside them ``p`` and ``claim_p`` after
-        Holm's correction, and ``seeds_needed`` where an observation is open.
+        Holm's correction.
     """
     rows, row_p, claim_p, outcomes = [], [], [], []
     for run, reference in pairs(study.reference, done):
@@ -137,7 +137,6 @@ def claims(study: Study, done: Sequence[Run], means: Mapping[str, pd.DataFrame])
                 row |= {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_is": found.word}
             row["verdict"] = VERDICTS.get(words, "open")
             row["notes_training"], row["notes_validation"] = expected or ("", "")
-            row["seeds_needed"] = _needed(training, validation)
             rows.append(row)
             row_p.append(_shown(training, validation, words) if row["verdict"] != "open" else _least(words, rows[-1]))
             outcome, p = judged(training, validation, expected) if expected else ("", np.nan)
@@ -151,7 +150,7 @@ def claims(study: Study, done: Sequence[Run], means: Mapping[str, pd.DataFrame])
             outcome if not outcome or p < 1 - LEVEL else "open"
             for outcome, p in zip(outcomes, table["claim_p"], strict=True)
         ]
-    return table.reindex(columns=[*COLUMNS, "p", "claim_p", "seeds_needed"])
+    return table.reindex(columns=[*COLUMNS, "p", "claim_p"])
 
 
 def judged(training: Differences, validation: Differences, expected: Expected) -> tuple[str, float]:
@@ -186,10 +185,15 @@ def _least(words: Expected, row: Mapping[str, Any]) -> float:
     return np.nan if np.isnan(row["training_low"]) or np.isnan(row["validation_low"]) else 1.0
 
 
-def _needed(training: Differences, validation: Differences) -> float:
-    """Seeds that would decide the observations that are open; NaN if none is."""
-    numbers = [found.seeds_needed for found in (training, validation) if found.word == "open"]
-    return max((number for number in numbers if number is not None), default=np.nan)
+def seeds_needed(study: Study, done: Sequence[Run], means: Mapping[str, pd.DataFrame]) -> list[float]:
+    """For each row of `claims`, how many seeds would decide the observations that are open; NaN if none is."""
+    numbers = []
+    for run, reference in pairs(study.reference, done):
+        for phase in PHASES:
+            both = [differences(means[phase], run, reference, name, study.delta) for name in (TRAINING, VALIDATION)]
+            needed = [found.seeds_needed for found in both if found.word == "open"]
+            numbers.append(max((float(number) for number in needed if number is not None), default=np.nan))
+    return numbers
 
 
 def differences(means: pd.DataFrame, run: Run, reference: Run, metric: str, delta: float) -> Differences:

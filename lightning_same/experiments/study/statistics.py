@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
 LEVEL = 0.95
 
@@ -68,7 +68,9 @@ class Differences:
         if self.seeds == 0:
             return Interval(np.nan, np.nan, np.nan)
         mean = float(self.values.mean())
-        half = float(stats.t.ppf((1 + level) / 2, self.seeds - 1)) * self._error
+        if np.isnan(self.spread):
+            return Interval(mean, np.nan, np.nan)
+        half = float(special.stdtrit(self.seeds - 1, (1 + level) / 2)) * self._error
         return Interval(mean, mean - half, mean + half)
 
     @property
@@ -86,13 +88,13 @@ class Differences:
             return np.nan
         mean, error, freedom = float(self.values.mean()), self._error, self.seeds - 1
         if statement == "similar":
-            return float(stats.t.sf((self.delta - abs(mean)) / error, freedom))
+            return float(special.stdtr(freedom, (abs(mean) - self.delta) / error))
         if statement == "apart":
-            return min(1.0, 2 * float(stats.t.sf((abs(mean) - self.delta) / error, freedom)))
+            return min(1.0, 2 * float(special.stdtr(freedom, (self.delta - abs(mean)) / error)))
         towards = mean if statement == "greater" else -mean
-        return min(1.0, 2 * float(stats.t.sf(towards / error, freedom)))
+        return min(1.0, 2 * float(special.stdtr(freedom, -towards / error)))
 
-    @property
+    @cached_property
     def word(self) -> str:
         """What they show: ``greater``, ``less`` or ``similar``, in this order, or nothing: ``open``.
 

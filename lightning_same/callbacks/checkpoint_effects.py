@@ -1,0 +1,278 @@
+"""Whose gradient lies in a checkpoint, and whose loss a step along it lowers: in one step, without training twice."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_same.callbacks.cadence import Cadence
+from lightning_same.callbacks.noisy_samples import NoisyMask
+from lightning_same.callbacks.probe import LossFn, check_probe, stepped
+from lightning_same.gradients.effects import (
+    GROUPS,
+    Effects,
+    amplifications,
+    checkpoint_effects,
+    dominated_shares,
+    noisy_shares,
+    placebo_effects,
+)
+from lightning_same.gradients.random_masks import draws_of
+from lightning_same.replay.batch import copy_of
+from lightning_same.replay.undisturbed import undisturbed
+from lightning_same.rules.base import Rule
+from lightning_same.rules.sam import SAM
+from lightning_same.rules.schedules import value
+from lightning_same.rules.settings import check_int, check_number
+from lightning_same.trainer.logging import log_now
+from lightning_same.trainer.loop import is_accumulating, opens_window, steps_logged
+from lightning_same.trainer.optimizers import progress_of, radii_of
+from lightning_same.trainer.precision import loss_scale
+
+LossesFn = Callable[[pl.LightningModule, Any], Tensor]
+"""Gives the loss of each sample of a batch, of shape (n,)."""
+
+Parts = dict[str, list[Tensor]]
+"""The gradients of the ``clean`` and of the ``noisy`` samples, which sum up to that of the batch."""
+
+
+class CheckpointEffectMonitor(Callback):
+    r"""Logs what a step along each of the four checkpoints does to clean samples, to noisy ones and on validation data.
+
+    The losses of the samples are weighted within one forward, so that g = g_clean + g_noisy and s = s_clean + s_noisy
+    exactly, layers that mix samples and dropout included. g_clean is the gradient of the clean samples' part of the
+    batch's mean loss. The split is that of the whole batch's g and s. All of it is measured beside the training, on
+    modules that train by a rule and on others, and leaves no trace: training is bit for bit what it is without the
+    callback. It costs two forwards and four backwards of the batch, and one of each for every validation batch. Under
+    DDP all gradients are averaged over the processes first, so every rank holds the same value. Where batches are
+    accumulated the first one of a step is measured.
+
+    Logged, with s_k for s on checkpoint k and 0 elsewhere:
+        - ``ckpt_effect/ckptK/clean``, ``/noisy``, ``/validation``: <s_k, g_X> / \|\|s_k\|\|, the first-order decrease
+          of that loss along a step of length one; below 0 it rises. ``ckpt_effect/rest`` and ``ckpt_effect/whole`` are
+          the same for the rest and for all of s.
+        - ``ckpt_share/ckptK/noisy``: <s_k, s_noisy> / \|\|s_k\|\|^2, the share of s_k that comes from noisy samples.
+        - ``ckpt_placebo_count/ckptK/...``, ``ckpt_placebo_norm/ckptK/...``: the effects of a random set of elements, as
+          many or with as large a norm of s.
+        - ``ckpt_amplification/clean_dominated/whole``, ``/clean``, ``/noisy``: the sum of \|s\| over that of \|g\| on
+          the elements with \|g_clean\| > \|g_noisy\|, for the batch and its clean and noisy samples;
+          ``ckpt_amplification/noisy_dominated/...`` on those with \|g_noisy\| > \|g_clean\|.
+        - ``ckpt_dominated/ckptK/noisy``: the share of the checkpoint's elements with \|g_noisy\| > \|g_clean\|.
+
+    The validation loss is that of the first batches that the validation loop has seen, in evaluation mode; before that
+    nothing is logged of it.
+
+    Args:
+        every_n_steps: measure, and log, at every n-th step, the first included. Default: the Trainer's
+            ``log_every_n_steps``.
+        every_n_epochs: measure the first step of every n-th epoch instead, the first epoch included.
+        losses_fn: the loss of each sample of ``(module, batch)``, of shape (n,), whose mean is the loss that is
+            trained. Default: the module's own ``losses(batch)``.
+        noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Default: ``batch.noisy``.
+        validation_batches: how many batches of the first validation loader to keep; 0 for none.
+        rho: radius of SAM's perturbation. Default: the rule's own perturbation on a module that trains by one without a
+            memory, else 0.05.
+        placebo_seed: of the random sets.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    References:
+        Luong et al., Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting, arXiv 2411.17132.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        losses_fn: LossesFn | None = None,
+        noisy_mask: NoisyMask | None = None,
+        validation_batches: int = 1,
+        rho: float | None = None,
+        placebo_seed: int = 0,
+    ) -> None:
+        self.cadence = Cadence(self, every_n_steps, every_n_epochs)
+        for name, function in {"losses_fn": losses_fn, "noisy_mask": noisy_mask}.items():
+            if function is not None and not callable(function):
+                raise ValueError(f"CheckpointEffectMonitor: `{name}` must be a function, got {function!r}.")
+        self.losses_fn = losses_fn
+        self.noisy_mask = noisy_mask
+        self.validation_batches = check_int(self, "validation_batches", validation_batches, at_least=0)
+        self.rho = None if rho is None else check_number(self, "rho", rho, above=0)
+        self.placebo_seed = check_int(self, "placebo_seed", placebo_seed, at_least=0)
+        self._kept: list[Any] = []
+        self._values: dict[str, Tensor] = {}
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._values.clear()
+        self._kept.clear()
+        if self.losses_fn is None and not callable(getattr(pl_module, "losses", None)):
+            raise RuntimeError(
+                f"CheckpointEffectMonitor: {type(pl_module).__name__} has no `losses(batch)`, which gives the loss of"
+                " each sample. Write one, or give the callback a `losses_fn(module, batch)`."
+            )
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise RuntimeError(
+                "CheckpointEffectMonitor: ModelParallelStrategy shards the parameters, whose gradients cannot be taken"
+                ' by parts. Use strategy="ddp", or leave the callback out.'
+            )
+        as_loss: LossFn = lambda module, batch: self._losses(module, batch).mean()  # noqa: E731
+        check_probe(pl_module, trainer, as_loss, "CheckpointEffectMonitor")
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if dataloader_idx == 0 and batch_idx == len(self._kept) < self.validation_batches:
+            with torch.inference_mode(False):  # a tensor made in it takes no part in a backward pass
+                self._kept.append(torch.utils._pytree.tree_map_only(Tensor, torch.clone, batch))
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if opens_window(trainer) and self.cadence.measures_step(trainer):
+            self._values = self._measured(trainer, pl_module, batch)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._values and not is_accumulating(trainer):
+            values, self._values = self._values, {}
+            log_now(trainer, values)
+
+    def _measured(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> dict[str, Tensor]:
+        params = stepped(trainer, module)
+        rule, radii = self._ascent(trainer, module, params)
+        with undisturbed(trainer, module) as rewind:
+            base = self._parts(trainer, module, batch, params)
+            grads = _sum(base)
+            rewind()
+            with rule.perturbed(params, grads, radii):
+                perturbed = self._parts(trainer, module, batch, params)
+            perturbed_grads = _sum(perturbed)
+            losses = dict(base)
+            if self._kept:
+                rewind()
+                losses["validation"] = self._validation(trainer, module, params)
+        values: dict[str, Tensor] = {}
+        effects = checkpoint_effects(grads, perturbed_grads, losses)
+        values |= _by_group("ckpt_effect", effects, GROUPS)
+        whole = Effects({name: dot.sum(0, True) for name, dot in effects.dots.items()}, effects.squares.sum(0, True))
+        values |= _by_group("ckpt_effect", whole, ["whole"])
+        draws = draws_of(self.placebo_seed, steps_logged(trainer))
+        for match in "count", "norm":
+            placebo = placebo_effects(grads, perturbed_grads, losses, match, draws)
+            values |= _by_group(f"ckpt_placebo_{match}", placebo, GROUPS[:4])
+        shares = noisy_shares(grads, perturbed_grads, perturbed["noisy"])
+        dominated = dominated_shares(grads, perturbed_grads, base["clean"], base["noisy"])
+        for name, share, part in zip(GROUPS[:4], shares, dominated, strict=False):
+            values |= {f"ckpt_share/{name}/noisy": share, f"ckpt_dominated/{name}/noisy": part}
+        both = amplifications((base["clean"], perturbed["clean"]), (base["noisy"], perturbed["noisy"]))
+        for where, amplification in both.items():
+            values |= {f"ckpt_amplification/{where}/{of}": size for of, size in amplification._asdict().items()}
+        return values
+
+    def _ascent(
+        self, trainer: pl.Trainer, module: pl.LightningModule, params: Sequence[Tensor]
+    ) -> tuple[Rule, list[float] | None]:
+        """What perturbs the weights, and by which radius each parameter."""
+        own = getattr(module, "sam", None)
+        if self.rho is not None or not isinstance(own, Rule):
+            return SAM(0.05 if self.rho is None else self.rho), None
+        radius_of: dict[Tensor, float] = {}
+        for optimizer in trainer.optimizers:
+            radius_of |= radii_of(optimizer, value(own.rho, progress_of(trainer, trainer.global_step, optimizer)))
+        rule = SAM() if own.ahead or own.perturbation.stateful else own
+        return rule, [radius_of.get(param, 0.0) for param in params]
+
+    def _parts(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, params: Sequence[Tensor]) -> Parts:
+        """The gradients of the clean and of the noisy samples' part of the batch's mean loss, out of one forward."""
+        batch = copy_of(batch)
+        noisy = self._noisy(batch)
+        with torch.enable_grad(), trainer.precision_plugin.train_step_context():
+            losses = self._losses(module, batch)
+        if noisy.shape != losses.shape:
+            raise ValueError(
+                "CheckpointEffectMonitor: `noisy_mask` and `losses_fn` must give one value for each sample, got shapes"
+                f" {tuple(noisy.shape)} and {tuple(losses.shape)}."
+            )
+        found: Parts = {}
+        for name, mask in {"clean": ~noisy, "noisy": noisy}.items():
+            loss = (losses * mask.to(losses)).sum() / len(losses)
+            found[name] = _gradient(trainer, module, loss, params, keep=name == "clean")
+        return found
+
+    def _validation(self, trainer: pl.Trainer, module: pl.LightningModule, params: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient of the mean validation loss, in evaluation mode."""
+        modes = {child: child.training for child in module.modules()}
+        module.eval()
+        try:
+            total, samples = [torch.zeros_like(param) for param in params], 0
+            for kept in self._kept:
+                with torch.enable_grad(), trainer.precision_plugin.train_step_context():
+                    losses = self._losses(module, copy_of(kept))
+                gradient = _gradient(trainer, module, losses.sum(), params)
+                torch._foreach_add_(total, gradient)
+                samples += len(losses)
+            torch._foreach_div_(total, samples)
+            return total
+        finally:
+            for child, training in modes.items():
+                child.training = training
+
+    def _losses(self, module: pl.LightningModule, batch: Any) -> Tensor:
+        losses: Any = self.losses_fn(module, batch) if self.losses_fn else module.losses(batch)  # type: ignore[operator]
+        if not isinstance(losses, Tensor) or losses.dim() != 1:
+            got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else repr(losses)
+            raise ValueError(
+                f"CheckpointEffectMonitor: `losses_fn` must return the loss of each sample, of shape (n,), got {got}."
+            )
+        return losses
+
+    def _noisy(self, batch: Any) -> Tensor:
+        noisy = self.noisy_mask(batch) if self.noisy_mask else getattr(batch, "noisy", None)
+        if not (isinstance(noisy, Tensor) and noisy.dtype == torch.bool and noisy.dim() == 1):
+            got = f"{noisy.dtype} of shape {tuple(noisy.shape)}" if isinstance(noisy, Tensor) else repr(noisy)
+            raise ValueError(
+                "CheckpointEffectMonitor: `noisy_mask`, or else `batch.noisy`, must be a boolean tensor with one"
+                f" element per sample, got {got}."
+            )
+        return noisy
+
+
+def _gradient(
+    trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor, params: Sequence[Tensor], keep: bool = False
+) -> list[Tensor]:
+    """The gradient of a loss that leaves ``.grad`` as it is, averaged over the processes; 0 where it does not reach."""
+    scale = loss_scale(trainer, module.device)
+    grads = torch.autograd.grad(
+        loss if scale is None else loss * scale, params, retain_graph=keep, allow_unused=True, materialize_grads=True
+    )
+    found = [grad if scale is None else grad / scale for grad in grads]
+    if trainer.world_size == 1:
+        return found
+    flat = torch.cat([grad.flatten() for grad in found])
+    flat = trainer.strategy.reduce(flat, reduce_op="mean")
+    parts = torch.split(flat, [param.numel() for param in params])
+    return [part.view_as(param) for part, param in zip(parts, params, strict=True)]
+
+
+def _sum(parts: Parts) -> list[Tensor]:
+    return [clean + noisy for clean, noisy in zip(parts["clean"], parts["noisy"], strict=True)]
+
+
+def _by_group(key: str, effects: Effects, names: Sequence[str]) -> dict[str, Tensor]:
+    return {
+        f"{key}/{name}/{loss}": size
+        for loss, sizes in effects.per_unit().items()
+        for name, size in zip(names, sizes, strict=False)
+    }
