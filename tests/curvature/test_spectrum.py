@@ -72,7 +72,7 @@ def test_student_quantile_is_the_tables(confidence: float, freedom: int, exact: 
     a = torch.randn(30, 30, generator=seeded(), dtype=torch.float64)
     trace = hessian_trace(lambda: w @ a @ w, [w], probes=freedom + 1, confidence=confidence)
     margins = torch.tensor([trace.value - trace.low, trace.high - trace.value]) / trace.standard_error
-    assert margins.tolist() == pytest.approx([exact, exact], rel=3e-4)
+    assert margins.tolist() == pytest.approx([exact, exact], rel=1e-5)
 
 
 def test_density_is_that_of_the_eigenvalues() -> None:
