@@ -122,11 +122,12 @@ def frontier_pictures(points: pd.DataFrame, reference: str) -> list[Picture]:
     pictures = []
     for group, methods in _groups(named, [reference]):
         with _panel("Over the radius", f"frontier{group}") as (axes, found):
-            for method, colour in _coloured(methods, [reference]):
+            for method, style in method_styles(methods, [reference]).items():
                 path = named[named["variant"] == method].sort_values("rho")
-                axes.plot(path[x], path["validation"], color=colour, label=method, linewidth=1.2, marker=".")
-                # The largest radius, so that the way along the line is seen.
-                axes.plot(path[x].iloc[-1:], path["validation"].iloc[-1:], color=colour, marker="o", markersize=6)
+                # The largest radius has a large point, so that the way along the line is seen.
+                last = [len(path) - 1]
+                axes.plot(path[x], path["validation"], linewidth=1.2, markersize=6, markevery=last, **_line(style))
+                axes.plot(path[x], path["validation"], ".", color=style.color, markersize=3)
             axes.set(xlabel=label, ylabel="validation accuracy")
             for axis in axes.xaxis, axes.yaxis:
                 axis.set_major_formatter(PercentFormatter(1.0))
