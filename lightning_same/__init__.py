@@ -3,11 +3,13 @@
 from lightning_same.callbacks.checkpoint_effects import CheckpointEffectMonitor
 from lightning_same.callbacks.checkpoint_fractions import CheckpointFractionMonitor
 from lightning_same.callbacks.gradient_norms import GradientNormMonitor
+from lightning_same.callbacks.replay_check import ReplayCheck
 from lightning_same.callbacks.sharpness import SharpnessMonitor
 from lightning_same.curvature.eigenvalues import GradientCurvature, TopEigenvalue, gradient_curvature, top_eigenvalue
 from lightning_same.curvature.hessian import Hessian
 from lightning_same.curvature.spectrum import HessianTrace, SpectralDensity, hessian_trace, spectral_density
 from lightning_same.gradients.checkpoints import CheckpointFractions, checkpoint_fractions
+from lightning_same.replay.replaying import replaying
 from lightning_same.rules.base import Rule
 from lightning_same.rules.combinations import (
     Chain,
@@ -116,6 +118,7 @@ __all__ = [
     "RandomGains",
     "RandomMask",
     "RandomSteps",
+    "ReplayCheck",
     "Rule",
     "SAMDirection",
     "SAMMagnitude",
@@ -134,6 +137,7 @@ __all__ = [
     "checkpoint_fractions",
     "gradient_curvature",
     "hessian_trace",
+    "replaying",
     "spectral_density",
     "top_eigenvalue",
     "with_sam",

@@ -147,7 +147,7 @@ def probe(
         rewind()
         with nullcontext() if ascent is None else SAM(rho).perturbed([*ascent], [*ascent.values()]):
             # Without samples too: the forward or the backward may wait for the other processes.
-            loss = _loss(trainer, module, copy_of(samples.batch), batch_idx, loss_fn)
+            loss = probe_loss(trainer, module, copy_of(samples.batch), batch_idx, loss_fn)
             grads = None
             if loss is not None:
                 loss = loss if samples.weight else loss * 0.0
@@ -223,7 +223,7 @@ def _without_hooks(params: Iterable[Tensor]) -> Iterator[None]:
             hooks.update(items)
 
 
-def _loss(
+def probe_loss(
     trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int, loss_fn: LossFn | None
 ) -> Tensor | None:
     """The loss of a batch; None if the training step returns None."""

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_same.replay.muting import muted
+from lightning_same.replay.replaying import as_replay
 from lightning_same.replay.snapshot import Snapshot
 from lightning_same.trainer.state import TrainerState
 
@@ -47,7 +48,7 @@ def undisturbed(
     Yields:
         To be called in between, to go back to where it began.
     """
-    with muted(trainer, module):
+    with as_replay(), muted(trainer, module):
         state = ReplayState(trainer, module, unheld)
         try:
             yield state.restore

@@ -21,6 +21,7 @@ class Fit:
         memories: what the rule carries from step to step, one for each optimizer.
         skipped_steps: how many steps were dropped because they were not finite.
         writes_weights: whether training steps write to trained weights; None before the first step that perturbs.
+        is_replay_checked: whether a replay of pass one has been compared with it.
         checked: the last rule for which the module and the Trainer were checked.
     """
 
@@ -31,6 +32,7 @@ class Fit:
         self.skipped_steps = 0
         self.checked: Rule | None = module.sam
         self.writes_weights: bool | None = None
+        self.is_replay_checked = False
 
     def stepped_parameters(self) -> list[Tensor]:
         """Of all optimizers. Asked anew each time: a callback may unfreeze parameters, or add a group."""

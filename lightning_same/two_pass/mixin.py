@@ -93,7 +93,7 @@ class SAMMixin(pl.LightningModule):
             return
         check_loss(loss, f"{type(self).__name__}.training_step")
         super().backward(loss, *args, **kwargs)
-        route.after_backward()
+        route.after_backward(loss)
 
     @property
     @override

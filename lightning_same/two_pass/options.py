@@ -33,19 +33,28 @@ class TwoPassOptions(Settings):
             Weights, the optimizer's state and the rule's state stay as they were, the gradients are set to None,
             schedulers and ``global_step`` go on, and ``sam/skipped_steps`` counts. Costs one wait for the device per
             step. Buffers, such as BatchNorm's averages, have seen the batch. With a loss scaler, the scaler skips.
+        check_replay: on the first step of a fit that perturbs, replay pass one at w once and warn if loss or gradient
+            differ, naming what is not put back. Costs one forward-backward pass per fit, two where they differ.
 
     Raises:
         ValueError: if an argument is not one of its choices.
     """
 
     def __init__(
-        self, ascent: Ascent = "global", accumulate: Accumulate = "window", nonfinite: NonFinite = "propagate"
+        self,
+        ascent: Ascent = "global",
+        accumulate: Accumulate = "window",
+        nonfinite: NonFinite = "propagate",
+        check_replay: bool = True,
     ) -> None:
         self.ascent = ascent
         self.accumulate = accumulate
         self.nonfinite = nonfinite
+        self.check_replay = check_replay
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"TwoPassOptions: `{name}` must be {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}."
                 )
+        if not isinstance(check_replay, bool):
+            raise ValueError(f"TwoPassOptions: `check_replay` must be True or False, got {check_replay!r}.")

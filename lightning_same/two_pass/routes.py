@@ -2,8 +2,9 @@
 
 import abc
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_same.replay.batch import copy_of
+from lightning_same.replay.fingerprint import fingerprint
 from lightning_same.replay.undisturbed import ReplayState
 from lightning_same.trainer.distributed import ddp_model, unsynchronized
 from lightning_same.trainer.loop import batches_seen, is_accumulating, opens_window, skips_backward
@@ -21,7 +23,8 @@ from lightning_same.trainer.precision import loss_scale
 from lightning_same.trainer.training_step import check_loss, loss_in
 from lightning_same.two_pass.checks import EVALUATES_SEVERAL_TIMES, check_optimizer
 from lightning_same.two_pass.fit import Fit
-from lightning_same.two_pass.step import Step, open_step
+from lightning_same.two_pass.replay_check import check_replay
+from lightning_same.two_pass.step import Step, TwoPassStep, open_step
 
 
 class MicroBatch(NamedTuple):
@@ -86,6 +89,8 @@ class AutomaticRoute(Route):
         super().__init__(fit)
         self._window: list[MicroBatch] = []
         self._finished_batch = -1
+        self._start: Mapping[str, str] | None = None
+        self._losses: list[Tensor] = []
         self._pass_one = ExitStack()
         self._own_training_step = replace_training_step(fit.trainer, self.training_step)
 
@@ -108,6 +113,8 @@ class AutomaticRoute(Route):
             raise RuntimeError(f"{name}: {type(optimizer).__name__} {EVALUATES_SEVERAL_TIMES}")
         if step.replays:
             self._window.append(self._micro_batch(args))
+            if step.checks_replay and self._start is None:
+                self._start = fingerprint(self.fit.module)
         self._pass_one.enter_context(step.first_pass())
         output = self._own_training_step(*args)
         if output is None:
@@ -116,13 +123,23 @@ class AutomaticRoute(Route):
             self.after_backward()
         return output
 
-    def after_backward(self) -> None:
-        """Take pass two if it is due, and finish the step if that is."""
+    def after_backward(self, loss: Tensor | None = None) -> None:
+        """Take pass two if it is due, and finish the step if that is.
+
+        Args:
+            loss: that of the backward, scaled as it was; None if the training step has returned None.
+        """
         self._pass_one.close()
         step = self.step
         assert step is not None
         due = not is_accumulating(self.fit.trainer)
+        if self._start is not None and loss is not None:
+            self._losses.append(loss.detach().clone())
         if self._window and (due or step.by_micro_batch):
+            if self._start is not None and isinstance(step, TwoPassStep):
+                replay = partial(self._replay, last=False)
+                check_replay(step, self._start, self._window[0].before.restore, replay, self._losses)
+                self.fit.is_replay_checked, self._start = True, None
             step.second_pass(self._replay, last=due)
             self._window = []
         step.end_micro_batch()
@@ -148,23 +165,33 @@ class AutomaticRoute(Route):
         before = ReplayState(fit.trainer, fit.module, fit.stepped_parameters())
         return MicroBatch(copy_of(args), before, ddp is not None and ddp.require_forward_param_sync)
 
-    def _replay(self) -> None:
-        """Repeat the window's forwards and backwards."""
+    def _replay(self, *, last: bool = True) -> list[Tensor]:
+        """Repeat the window's forwards and backwards.
+
+        Args:
+            last: whether nobody replays them again, so that the training step may write to the batches.
+
+        Returns:
+            The losses, scaled as for pass one's backward.
+        """
         module, trainer = self.fit.module, self.fit.trainer
+        losses: list[Tensor] = []
         ddp = ddp_model(trainer)
         for micro_batch in self._window:
             micro_batch.before.restore()
             if ddp is not None:
                 ddp.require_forward_param_sync = micro_batch.buffers_synced
             # The last one synchronizes the gradients, unless more micro-batches follow: Lightning blocks it then.
-            last = micro_batch is self._window[-1]
-            with nullcontext() if last else unsynchronized(trainer.strategy):
-                output = self._own_training_step(*micro_batch.args)
+            synchronizes = micro_batch is self._window[-1]
+            with nullcontext() if synchronizes else unsynchronized(trainer.strategy):
+                output = self._own_training_step(*(micro_batch.args if last else copy_of(micro_batch.args)))
                 source = f"Pass two of {type(module).__name__}.training_step"
                 loss = check_loss(loss_in(output, source), source)
                 loss = loss / trainer.accumulate_grad_batches
                 scale = loss_scale(trainer, loss.device)
-                module.backward(loss if scale is None else loss * scale)
+                losses.append(loss if scale is None else loss * scale)
+                module.backward(losses[-1])
+        return [loss.detach() for loss in losses]
 
 
 class ManualRoute(Route):
@@ -198,19 +225,24 @@ class ManualRoute(Route):
         step = self.step = open_step(fit, index, batch, total)
         before = ReplayState(fit.trainer, module, fit.stepped_parameters()) if step.replays else None
 
+        start = fingerprint(module) if step.checks_replay else None
+
         def forward_backward() -> Tensor:
             loss = check_loss(loss_fn(), "The `loss_fn` of two_pass_step")
             module.manual_backward(loss)
             return loss.detach()
 
-        def replay() -> None:
+        def replay() -> list[Tensor]:
             assert before is not None
             before.restore()
-            forward_backward()
+            return [forward_backward()]
 
         optimizer.zero_grad()
         with step.first_pass():
             loss = forward_backward()
+        if start is not None and before is not None and isinstance(step, TwoPassStep):
+            check_replay(step, start, before.restore, replay, [loss])
+            fit.is_replay_checked = True
         step.second_pass(replay)
         step.finish()
         optimizer.step()

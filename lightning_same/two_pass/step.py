@@ -76,6 +76,9 @@ class Step:
     Attributes:
         sam_pass: 1 in pass one, 2 in pass two, 0 outside of both.
         rho: the rule's radius at this step.
+        fit: the fit.
+        trainer: its Trainer.
+        module: its module.
     """
 
     perturbs: ClassVar[bool] = False
@@ -91,19 +94,23 @@ class Step:
         self.sam_pass = 0
         self.rule = rule
         self.rho = 0.0 if rule is None else value(rule.rho, progress)
-        self._fit = fit
-        self._trainer, self._module = fit.trainer, fit.module
+        self.fit, self.trainer, self.module = fit, fit.trainer, fit.module
         self._optimizer = fit.trainer.optimizers[index]
         self._options = options
         self._progress = progress
         self._memory = fit.memories[index]
         self._undo_memory = self._memory.copy() if self._may_be_undone else _nothing
 
+    @property
+    def checks_replay(self) -> bool:
+        """Whether a replay of pass one is to be compared with it."""
+        return self.replays and self._options.check_replay and not self.fit.is_replay_checked
+
     def first_pass(self) -> AbstractContextManager[None]:
         """A context for the forward and backward that leave g in ``.grad``."""
         return nullcontext()
 
-    def second_pass(self, replay: Callable[[], None], *, last: bool = True) -> None:
+    def second_pass(self, replay: Callable[[], object], *, last: bool = True) -> None:
         """g in ``.grad`` becomes s; all else stays as pass one has left it.
 
         Args:
@@ -132,7 +139,7 @@ class Step:
     @property
     def may_be_dropped(self) -> bool:
         """Whether the step is dropped if it is not finite; a loss scaler does so by itself."""
-        return self._options.nonfinite == "skip" and loss_scale(self._trainer, self._module.device) is None
+        return self._options.nonfinite == "skip" and loss_scale(self.trainer, self.module.device) is None
 
     @property
     def _may_be_undone(self) -> bool:
@@ -153,11 +160,11 @@ class Step:
         """Take the gradients away if one is inf or NaN: no optimizer changes anything then, and the step counts."""
         if not self.may_be_dropped:
             return
-        not_finite: Tensor = (~all_finite(tensors)).float().to(self._module.device)
-        if self._trainer.strategy.reduce(not_finite, reduce_op="sum").item():
+        not_finite: Tensor = (~all_finite(tensors)).float().to(self.module.device)
+        if self.trainer.strategy.reduce(not_finite, reduce_op="sum").item():
             set_grads(dict.fromkeys(params))
             self.cancel()
-            self._fit.skipped_steps += 1
+            self.fit.skipped_steps += 1
 
 
 class LookAheadStep(Step):
@@ -209,19 +216,19 @@ class TwoPassStep(Step):
             self._store.set_aside(trained(self._optimizer))
         if self._weights is None or self.by_micro_batch:
             # Seen by value once in a fit; then a copy is kept only if it is needed.
-            copy = self._fit.writes_weights is not False
-            self._weights = WeightsBefore(self._fit.stepped_parameters(), copy)
+            copy = self.fit.writes_weights is not False
+            self._weights = WeightsBefore(self.fit.stepped_parameters(), copy)
         self.sam_pass = 1
         try:
-            with unsynchronized(self._trainer.strategy) if self._is_local else nullcontext():
+            with unsynchronized(self.trainer.strategy) if self.is_local else nullcontext():
                 yield
         finally:
             self.sam_pass = 0
 
     @override
-    def second_pass(self, replay: Callable[[], None], *, last: bool = True) -> None:
+    def second_pass(self, replay: Callable[[], object], *, last: bool = True) -> None:
         radii = radii_of(self._optimizer, self.rho)
-        if self._is_local:
+        if self.is_local:
             # Which parameters have a gradient may differ between the processes.
             fill_missing_grads(radii)
             if self._options.ascent == "global":
@@ -234,9 +241,9 @@ class TwoPassStep(Step):
             return
         self._has_perturbed = True
         keeps_base = self.rule.combination.needs_grads or bool(self._observers())
-        others = [param for param in parameters_of(self._module) if param not in radii]
+        others = [param for param in parameters_of(self.module) if param not in radii]
         average_is_there: Callable[[], None] = _nothing
-        with undisturbed(self._trainer, self._module, self._fit.stepped_parameters()), self._weights_as_before():
+        with undisturbed(self.trainer, self.module, self.fit.stepped_parameters()), self.weights_as_before():
             grads = self._store.take([*others, *params])
             other_grads = {param: grads.get(param) for param in others}
             perturbed = self.rule.perturbed(
@@ -250,7 +257,7 @@ class TwoPassStep(Step):
                     if keeps_base:
                         self._store.add_to_base({param: grads[param] for param in params})
                     grads.clear()
-                    if last and self._is_local and self._options.ascent == "local":
+                    if last and self.is_local and self._options.ascent == "local":
                         average_is_there = self._store.average_base()
                     self._store.take_up()
                     replay()
@@ -258,7 +265,7 @@ class TwoPassStep(Step):
                 self.sam_pass = 0
                 set_grads(other_grads)
         average_is_there()
-        if not self._is_local:
+        if not self.is_local:
             # Not reached at w + e: the gradient there is zero, while the optimizer steps the parameter.
             fill_missing_grads(params)
 
@@ -276,33 +283,33 @@ class TwoPassStep(Step):
         elif self._store.base:
             known = self._store.base
             base = [known[param] if param in known else torch.zeros_like(param) for param in params]
-            self._show(TwoGradients(params, base, step_grads, loss_scale(self._trainer, self._module.device)))
+            self._show(TwoGradients(params, base, step_grads, loss_scale(self.trainer, self.module.device)))
             self.rule.combine_(base, step_grads, self._progress, memory)
         self._drop_unless_finite([*base, *step_grads], params)
 
     @property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
         """Whether the gradients of pass one stay on their process."""
-        return (self._options.ascent == "local" or self.by_micro_batch) and ddp_model(self._trainer) is not None
+        return (self._options.ascent == "local" or self.by_micro_batch) and ddp_model(self.trainer) is not None
 
     @contextmanager
-    def _weights_as_before(self) -> Iterator[None]:
+    def weights_as_before(self) -> Iterator[None]:
         """The weights with which pass one began, if it has written to them; then what pass one has left."""
         assert self._weights is not None
         written = self._weights.were_written()
-        if self._fit.writes_weights is None or (written and not self._fit.writes_weights):
-            self._fit.writes_weights = written
+        if self.fit.writes_weights is None or (written and not self.fit.writes_weights):
+            self.fit.writes_weights = written
         if not written:
             yield
         elif self._weights.copies is None:
             rank_zero_warn(
-                f"{type(self._module).__name__}.training_step has written to trained weights for the first time in this"
+                f"{type(self.module).__name__}.training_step has written to trained weights for the first time in this"
                 " fit. In this step pass two begins with what was written; from the next step on it begins where pass"
                 " one began."
             )
             yield
         else:
-            left = TensorCopies(self._fit.stepped_parameters())
+            left = TensorCopies(self.fit.stepped_parameters())
             self._weights.copies.restore()
             try:
                 yield
@@ -313,23 +320,23 @@ class TwoPassStep(Step):
         """g of the loss itself, for rules to which its size matters. Never by the scaler, which unscales once."""
         if self.rule.scale_free:
             return grads
-        scale = loss_scale(self._trainer, self._module.device)
-        parts = self._trainer.accumulate_grad_batches if self.by_micro_batch else 1
+        scale = loss_scale(self.trainer, self.module.device)
+        parts = self.trainer.accumulate_grad_batches if self.by_micro_batch else 1
         if scale is None and parts == 1:
             return grads
         return list(torch._foreach_mul(grads, parts if scale is None else parts / scale))
 
     def _show(self, gradients: TwoGradients) -> None:
         for observer in self._observers():
-            observer.on_two_pass_gradients(self._trainer, self._module, gradients)
+            observer.on_two_pass_gradients(self.trainer, self.module, gradients)
 
     def _observers(self) -> list[Any]:
         """The callbacks that want this step's gradients."""
-        return [callback for callback in callbacks_of(self._trainer) if self._observes(callback)]
+        return [callback for callback in callbacks_of(self.trainer) if self._observes(callback)]
 
     def _observes(self, callback: Callback) -> bool:
         wants = getattr(callback, "wants_two_pass_gradients", None)
-        return hasattr(callback, "on_two_pass_gradients") and (wants is None or wants(self._trainer))
+        return hasattr(callback, "on_two_pass_gradients") and (wants is None or wants(self.trainer))
 
 
 def _nothing() -> None:

@@ -115,7 +115,7 @@ def observed_fit(module: pl.LightningModule, folder: Path, save: bool = True, **
         "attributes": {
             name: value
             for name, value in vars(module).items()
-            if not name.startswith("_") and name not in ("generator", "sam", "forward")
+            if not name.startswith("_") and name not in ("generator", "sam", "two_pass", "forward")
         },
         "generator": module.generator.get_state() if isinstance(module, Everything) else None,
         "rows": logger.rows,

@@ -1,0 +1,73 @@
+"""On the first step of a fit that perturbs: whether a replay of pass one at w is pass one."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_same.gradients.grads import set_grads
+from lightning_same.gradients.sharding import local
+from lightning_same.replay.fingerprint import fingerprint
+from lightning_same.replay.report import Outcome, States, compare
+from lightning_same.replay.snapshot import parameters_of
+from lightning_same.replay.undisturbed import undisturbed
+from lightning_same.trainer.distributed import unsynchronized
+from lightning_same.two_pass.step import TwoPassStep
+
+
+def check_replay(
+    step: TwoPassStep,
+    start: Mapping[str, str],
+    rewind: Callable[[], None],
+    replay: Callable[[], Sequence[Tensor]],
+    losses: Sequence[Tensor],
+) -> None:
+    """Replay pass one before anything moves, and warn if it is not the same.
+
+    Args:
+        step: the step, after pass one; ``.grad`` holds g.
+        start: `fingerprint` of the module before pass one.
+        rewind: puts the state before pass one back.
+        replay: repeats the forwards and backwards of pass one; returns the losses.
+        losses: those of pass one.
+    """
+    module, trainer = step.module, step.trainer
+    params = list(dict.fromkeys(parameters_of(module)))
+    left = fingerprint(module)
+    first = Outcome(losses, [_copy(param.grad) for param in params])
+    grads = {param: param.grad for param in params}
+    replays: list[Outcome] = []
+    put_back: Mapping[str, str] = {}
+
+    def again() -> Outcome:
+        set_grads(dict.fromkeys(params))
+        with unsynchronized(trainer.strategy) if step.is_local else nullcontext():
+            repeated = replay()
+        return Outcome(repeated, [_copy(param.grad) for param in params])
+
+    step.sam_pass = 2
+    try:
+        with undisturbed(trainer, module, step.fit.stepped_parameters()), step.weights_as_before():
+            rewind()
+            put_back = fingerprint(module)
+            replays.append(again())
+            # The processes decide together: another replay takes part in their reductions.
+            differs = torch.tensor(float(not first.equals(replays[0])), device=module.device)
+            if trainer.strategy.reduce(differs, reduce_op="sum").item():
+                rewind()
+                replays.append(again())
+    finally:
+        step.sam_pass = 0
+        set_grads(grads)
+    report = compare(first, replays, States(start, left, put_back, fingerprint(module)))
+    if not report.is_right:
+        warnings.warn(report.message(type(module).__name__), stacklevel=2)
+    elif not report.exact:
+        rank_zero_info(report.message(type(module).__name__))
+
+
+def _copy(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else local(grad).detach().clone()
