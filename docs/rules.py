@@ -35,7 +35,7 @@ def row(kind: type[Rule]) -> str:
     source = re.search(r"References:\n\s+(.*?)\Z", doc, re.DOTALL)
     cells = [
         f"`{kind.__name__}({arguments})`",
-        doc.partition("\n")[0].replace(r"\|\|", "‖").replace(r"\|", "|").replace("|", r"\|"),
+        doc.partition("\n")[0].replace("||", "‖").replace("|", r"\|"),
         "yes" if kind().stateful else "no",
         " ".join(source[1].split()) if source else "",
     ]

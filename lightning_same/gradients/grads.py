@@ -8,13 +8,29 @@ from torch.distributed.tensor import DTensor
 
 
 def set_grads(grads: Mapping[Tensor, Tensor | None]) -> None:
-    """Put gradients into ``.grad``."""
+    """Set ``.grad`` of each parameter.
+
+    Args:
+        grads: gradients by parameter.
+
+    Example:
+        >>> w = torch.zeros(2, requires_grad=True)
+        >>> set_grads({w: torch.ones(2)})
+        >>> w.grad
+        tensor([1., 1.])
+    """
     for param, grad in grads.items():
         param.grad = grad
 
 
 def add_partial_grads(params: Iterable[Tensor]) -> None:
-    """Add up gradients that tensor parallelism has left as summands on several processes."""
+    """Add up gradients that tensor parallelism has left as summands on several processes.
+
+    ``.grad`` of each `DTensor` parameter gets the parameter's own placement.
+
+    Args:
+        params: any parameters; plain tensors are left alone.
+    """
     for param in params:
         grad = param.grad
         if isinstance(param, DTensor) and isinstance(grad, DTensor) and grad.placements != param.placements:
@@ -22,12 +38,19 @@ def add_partial_grads(params: Iterable[Tensor]) -> None:
 
 
 def grads_of(params: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients of those parameters that have one."""
+    """The gradients of those parameters that have one, in order."""
     return [param.grad for param in params if param.grad is not None]
 
 
 def fill_missing_grads(params: Iterable[Tensor]) -> None:
-    """Give a gradient of 0 to parameters that have none."""
+    """Set ``.grad`` to zeros where it is None.
+
+    Example:
+        >>> w = torch.zeros(2, requires_grad=True)
+        >>> fill_missing_grads([w])
+        >>> w.grad
+        tensor([0., 0.])
+    """
     for param in params:
         if param.grad is None:
             param.grad = torch.zeros_like(param)

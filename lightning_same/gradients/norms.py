@@ -1,4 +1,4 @@
-"""How long the two gradients are, how far apart they point, and how much of s lies in each checkpoint."""
+"""L2 norms of the two gradients, the cosine between them, and the norm of s in each checkpoint."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,23 +6,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_same.gradients.checkpoints import at_least_float32, check_aligned
+from lightning_same.gradients.checkpoints import at_least_float32, check_aligned, compared
 from lightning_same.gradients.sharding import sum_over_shards
 from lightning_same.gradients.tensors import inverse, joined, pieces
 
 
 class GradientNorms(NamedTuple):
-    r"""L2 norms over all elements and a cosine, each a scalar tensor on the gradients' device.
+    """L2 norms over all elements and a cosine, each a scalar tensor on the gradients' device.
 
     Attributes:
-        base: \|\|g\|\|.
-        perturbed: \|\|s\|\|.
-        ckpt1: \|\|s\|\| over the elements of checkpoint 1. With those of the other three and of the rest, its square
-            sums up to the square of ``perturbed``.
-        ckpt2: over those of checkpoint 2.
-        ckpt3: over those of checkpoint 3.
-        ckpt4: over those of checkpoint 4.
-        cosine: g * s / (\|\|g\|\| \|\|s\|\|), between -1 and 1; 0 where one of them is zero.
+        base: ||g||.
+        perturbed: ||s||.
+        ckpt1: ||s|| over the elements of checkpoint 1. Its square, those of the other three and that of the rest sum to
+            the square of ``perturbed``.
+        ckpt2: ||s|| over those of checkpoint 2.
+        ckpt3: ||s|| over those of checkpoint 3.
+        ckpt4: ||s|| over those of checkpoint 4.
+        cosine: g . s / (||g|| ||s||), from -1 to 1; 0 where one of them is zero.
     """
 
     base: Tensor
@@ -38,29 +38,44 @@ class GradientNorms(NamedTuple):
 def gradient_norms(
     grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor], scale: Tensor | None = None
 ) -> GradientNorms:
-    """Norms of the two gradients, over all tensors together. Reads each once; nothing waits for the accelerator.
+    """Norms of the two gradients, over all tensors together.
+
+    Reads each list once; the host does not wait for the device.
 
     Args:
-        grads: g, one tensor per parameter.
+        grads: g, one tensor per parameter. Sharded tensors count as a whole.
         perturbed_grads: s, the same shapes.
-        scale: what a loss scaler has multiplied both by; taken out of the norms.
+        scale: what a loss scaler has multiplied both by, a scalar tensor; divided out of the norms.
 
     Returns:
-        The norms, in at least float32.
+        The norms and the cosine, in at least float32.
 
     Raises:
         ValueError: if the lists are empty or do not match.
+
+    Example:
+        >>> norms = gradient_norms([torch.tensor([3.0, 4.0])], [torch.tensor([6.0, 0.0])])
+        >>> norms.base.item(), norms.perturbed.item(), norms.ckpt1.item(), round(norms.cosine.item(), 6)
+        (5.0, 6.0, 6.0, 0.6)
     """
     return norms_of(sums_of_squares(grads, perturbed_grads), scale)
 
 
 def norms_of(sums: Tensor, scale: Tensor | None = None) -> GradientNorms:
-    """The norms that belong to `sums_of_squares`."""
+    """The norms that belong to `sums_of_squares`.
+
+    Args:
+        sums: shape (7,), as `sums_of_squares` returns them.
+        scale: what a loss scaler has multiplied both gradients by, a scalar tensor; divided out of the norms.
+
+    Returns:
+        The norms and the cosine, in the dtype of ``sums``.
+    """
     *squares, product = sums.unbind()
-    base, perturbed, *parts = (square.sqrt() for square in squares)
+    base, perturbed, *by_ckpt = (square.sqrt() for square in squares)
     # Rounding may lead past 1.
     cosine = (product * inverse(base) * inverse(perturbed)).clamp(-1, 1)
-    norms = [base, perturbed, *parts]
+    norms = [base, perturbed, *by_ckpt]
     if scale is not None:
         norms = [norm / scale for norm in norms]
     return GradientNorms._make([*norms, cosine])
@@ -70,8 +85,10 @@ def norms_of(sums: Tensor, scale: Tensor | None = None) -> GradientNorms:
 def sums_of_squares(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
     """The sums that the norms are roots of; sums of several calls may be added.
 
+    Reads each list once; the host does not wait for the device.
+
     Args:
-        grads: g.
+        grads: g, one tensor per parameter. Sharded tensors count as a whole.
         perturbed_grads: s, the same shapes.
 
     Returns:
@@ -80,6 +97,10 @@ def sums_of_squares(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) 
 
     Raises:
         ValueError: if the lists are empty or do not match.
+
+    Example:
+        >>> sums_of_squares([torch.tensor([3.0, 4.0])], [torch.tensor([6.0, -1.0])])
+        tensor([25., 37., 36.,  0.,  0.,  1., 14.], dtype=torch.float64)
     """
     check_aligned(grads, perturbed_grads)
     return sum_over_shards(_sums_of_squares, grads, perturbed_grads)
@@ -92,12 +113,11 @@ def _sums_of_squares(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor])
     for some_grads, some_perturbed in pieces(grads, perturbed_grads):
         g, s = joined(some_grads).flatten(), joined(some_perturbed).flatten()
         g, s = g.to(at_least_float32(g)), s.to(at_least_float32(s))
-        # By masks that are numbers, as the counts are: to choose by booleans takes a CPU twenty times as long. Infinity
-        # times a mask of 0 would be NaN; the largest number gives 0 there, and is still infinite when it is squared.
+        # Infinity times a mask of 0 would be NaN; the largest number gives 0 there, and is still infinite when it is
+        # squared.
         largest = min(torch.finfo(g.dtype).max, torch.finfo(s.dtype).max)
         size, along = g.abs().clamp_(max=largest), s.clamp(-largest, largest).mul_(g.sign())
-        far = along.abs()
-        larger, smaller = far.clone().gt_(size).mul_(along), far.lt_(size).mul_(along)
+        larger, smaller = (mask.mul_(along) for mask in compared(along.abs(), size))
         piece = [
             torch.dot(g, g),
             torch.dot(s, s),

@@ -1,4 +1,4 @@
-"""The two gradients of one step, as whoever measures them gets them."""
+"""The two gradients of one step, as they are handed to the code that measures them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

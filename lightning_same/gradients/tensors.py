@@ -10,16 +10,16 @@ from lightning_same.gradients.sharding import any_sharded, local, sum_over_shard
 
 PIECE = 1 << 17
 """Elements per piece on the CPU. g, s and the temporaries of one piece fit a core's L2 cache, so a formula of ten
-operations reads and writes main memory once instead of ten times."""
+operations reads and writes main memory once, not ten times."""
 
 RUN = 1 << 18
 """Elements per run of whole tensors on the CPU."""
 
 ACCELERATOR_PIECE = 1 << 24
-"""Elsewhere, where launching a kernel costs more: temporaries stay small beside the model."""
+"""Elements per piece on accelerators, where launching a kernel costs more. Temporaries stay small beside the model."""
 
 ONE_CALL = frozenset({"cpu"})
-"""Types of device on which a product of three factors is added by one operation. On accelerators it would take one
+"""Types of device on which factor * scale * vector is added by one operation. On accelerators that would take one
 kernel for each tensor."""
 
 
@@ -27,10 +27,14 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm over all elements of all tensors, on the device, in at least float32.
 
     Args:
-        tensors: any shapes; an empty list has norm 0. Sharded ones count as a whole.
+        tensors: any shapes; an empty list has norm 0. Sharded tensors count as a whole.
 
     Returns:
         A scalar tensor.
+
+    Example:
+        >>> global_norm([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])])
+        tensor(5.)
     """
     if not tensors:
         return torch.zeros(())
@@ -41,8 +45,8 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     dtype = torch.float32
-    for each in {tensor.dtype for tensor in tensors}:
-        dtype = torch.promote_types(dtype, each)
+    for tensor_dtype in {tensor.dtype for tensor in tensors}:
+        dtype = torch.promote_types(dtype, tensor_dtype)
     norms: Sequence[Tensor] = torch._foreach_norm(list(tensors), 2, dtype)
     if len({tensor.device for tensor in tensors}) > 1:
         norms = [norm.to(tensors[0].device) for norm in norms]
@@ -51,7 +55,18 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether no element is inf or NaN, a scalar tensor on the device; of sharded tensors, this process's elements."""
+    """Whether no element is inf or NaN.
+
+    Args:
+        tensors: any shapes. Of sharded tensors, only the elements on this process are looked at.
+
+    Returns:
+        A boolean scalar tensor on the device.
+
+    Example:
+        >>> all_finite([torch.ones(2), torch.tensor([float("inf")])])
+        tensor(False)
+    """
     # An empty shard has no largest element.
     shards = [shard for shard in map(local, tensors) if shard.numel()]
     if not shards:
@@ -61,7 +76,19 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def global_dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """The dot product over all elements of two aligned lists, on the device, in at least float32."""
+    """The dot product over all elements of two aligned lists, on the device, in at least float32.
+
+    Args:
+        first: tensors of any shapes; sharded tensors count as a whole.
+        second: as many, of the same shapes.
+
+    Returns:
+        A scalar tensor.
+
+    Example:
+        >>> global_dot([torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 4.0])])
+        tensor(11.)
+    """
     return sum_over_shards(_dot, first, second) if any_sharded(first) else _dot(first, second)
 
 
@@ -75,7 +102,12 @@ def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 
 def inverse(norm: Tensor) -> Tensor:
-    """1/norm, and 0 for a norm of 0 or so small that 1/norm is infinite; decided on the device."""
+    """1/norm, and 0 where norm is 0 or so small that 1/norm is infinite; decided on the device.
+
+    Example:
+        >>> inverse(torch.tensor([4.0, 0.0]))
+        tensor([0.2500, 0.0000])
+    """
     return norm.reciprocal().nan_to_num_(nan=float("nan"), posinf=0.0, neginf=0.0)
 
 
@@ -87,9 +119,15 @@ def add_scaled_(tensors: Sequence[Tensor], vectors: Sequence[Tensor], scale: Ten
         vectors: as many, of the same shapes; read only.
         scale: a scalar tensor on their device.
         factors: a number for each tensor, none of which is 0.
+
+    Example:
+        >>> w = torch.zeros(2)
+        >>> add_scaled_([w], [torch.tensor([1.0, 2.0])], torch.tensor(0.5), [4.0])
+        >>> w
+        tensor([2., 4.])
     """
-    # The one operation rounds the scale to the tensor's dtype: in half precision 1/norm may not be there.
-    if all(each.device.type in ONE_CALL and each.dtype in (torch.float32, torch.float64) for each in tensors):
+    # The one operation rounds the scale to the tensor's dtype, and half precision may not hold 1/norm.
+    if all(t.device.type in ONE_CALL and t.dtype in (torch.float32, torch.float64) for t in tensors):
         torch._foreach_addcmul_(list(tensors), list(vectors), [scale] * len(tensors), list(factors))
         return
     scale = scale * factors[0]
@@ -99,14 +137,14 @@ def add_scaled_(tensors: Sequence[Tensor], vectors: Sequence[Tensor], scale: Ten
         if shares is not None:
             torch._foreach_mul_(step, shares[run])
         torch._foreach_add_(list(tensors[run]), step)
-        del step  # Or two runs of it would be there at once.
+        del step  # Or two of them would be allocated at once.
 
 
 def runs(tensors: Sequence[Tensor]) -> Iterator[slice]:
-    """Cut a list into runs of a bounded number of elements, for temporaries as large as a run and not as the list.
+    """Cut a list into runs of a bounded number of elements, so that temporaries are as large as a run, not as the list.
 
     Args:
-        tensors: any tensors. One that is larger than the bound makes a run of its own.
+        tensors: any tensors. A tensor that is larger than the bound makes a run of its own.
 
     Yields:
         Slices that cover the list.
@@ -129,7 +167,7 @@ def pieces(
 
     Args:
         first: any tensors.
-        second: as many, each of the shape that stands at its place in ``first``.
+        second: as many, of the same shapes in the same order.
 
     Yields:
         For each piece, the tensors of ``first`` and those of ``second``: slices of a large tensor, or several small
@@ -159,7 +197,7 @@ def pieces(
 
 
 def joined(views: Sequence[Tensor]) -> Tensor:
-    """One tensor that holds the views end to end; a lone view is returned as it is."""
+    """One tensor that holds the views end to end; a single view is returned as it is."""
     return views[0] if len(views) == 1 else torch.cat(tuple(views))
 
 
@@ -169,10 +207,16 @@ def elementwise_(
     """Overwrite ``second`` with ``formula(first, second)``, piece by piece.
 
     Args:
-        formula: acts on each element alone; it is called with tensors of equal shape, must not change the first and may
+        formula: acts on each element alone. It is called with tensors of equal shape, must not change the first and may
             overwrite the second.
         first: read only.
         second: receives the results.
+
+    Example:
+        >>> s = torch.tensor([3.0, 4.0])
+        >>> elementwise_(torch.minimum, [torch.tensor([1.0, 5.0])], [s])
+        >>> s
+        tensor([1., 4.])
     """
     for a, b in pieces(first, second):
         result = formula(joined(a), joined(b))

@@ -1,4 +1,4 @@
-"""What every algorithm of the family does; `rules` has the named ones."""
+"""What every rule of the SAM family does. The named rules are in `sam` and `same`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +20,12 @@ from lightning_same.rules.timing import EveryStep, Timing
 
 
 class Rule(Settings):
-    r"""One SAM-family algorithm.
+    """One algorithm of the SAM family.
 
     At weights w with gradient g, pass two takes the gradient s at w + e, where e is ``rho`` times the perturbation's
-    direction; the combination makes d of g and s; the optimizer steps from w with d. A rule holds settings only and may
-    serve many models. It costs two forward-backward passes on the steps that its timing chooses, one on the others.
+    direction. The combination makes d of g and s, and the optimizer steps from w with d. The timing chooses the steps
+    that do so: they cost two forward-backward passes, the others one. A rule holds settings only and may serve many
+    models.
 
     In plain PyTorch::
 
@@ -36,7 +37,8 @@ class Rule(Settings):
                 param.grad = grad
             optimizer.step()
 
-    A rule that carries something from step to step takes a `Memory` too, one with a timing or a schedule a `Progress`.
+    A rule that carries something from step to step takes a `Memory` too, a rule with a timing or a schedule a
+    `Progress`.
 
     Args:
         rho: radius of the perturbation, in units of the weights (for ASAM: relative to them); >= 0. With 0 both passes
@@ -47,13 +49,25 @@ class Rule(Settings):
 
     Raises:
         ValueError: if an argument is out of range.
-        TypeError: if a part is of the wrong kind.
+        TypeError: if the perturbation, combination or timing is of the wrong kind.
+
+    Example:
+        On the loss 2 x^2 + y^2 / 2 at (2, 6), where the gradient (4 x, y) is (8, 6):
+
+        >>> w = torch.tensor([2.0, 6.0])
+        >>> g = [torch.tensor([4.0, 1.0]) * w]
+        >>> with Rule(rho=5.0).perturbed([w], g):
+        ...     s = [torch.tensor([4.0, 1.0]) * w]
+        >>> s
+        [tensor([24.,  9.])]
+        >>> w
+        tensor([2., 6.])
     """
 
     ahead: ClassVar[bool] = False
     """Whether e is known before the step, from the optimizer's momentum: the only pass is then the one at w + e."""
 
-    unsaid: ClassVar = {"perturbation": Normalized(), "combination": Perturbed(), "timing": EveryStep()}
+    hidden_defaults: ClassVar = {"perturbation": Normalized(), "combination": Perturbed(), "timing": EveryStep()}
 
     def __init__(
         self,
@@ -72,27 +86,6 @@ class Rule(Settings):
                     f"{type(self).__name__}: `{name}` must be a {kind.__name__}, got {getattr(self, name)!r}."
                 )
 
-    @torch.no_grad()
-    def perturb_(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        rho: Sequence[float] | None = None,
-        at: Progress | None = None,
-        memory: Memory | None = None,
-    ) -> None:
-        """Add e to the weights in place, without a host sync.
-
-        Args:
-            params: w, overwritten by w + e.
-            grads: g, the same shapes.
-            rho: a radius for each tensor instead of the rule's own. A tensor whose radius is 0 is left alone and stays
-                out of the norm.
-            at: how far training has come, for a radius that changes. Default: its beginning.
-            memory: what the rule carries from step to step, for rules with a moving average.
-        """
-        self._move(*_moving(params, grads, self.radii(len(params), rho, at)), memory)
-
     @contextmanager
     def perturbed(
         self,
@@ -102,17 +95,21 @@ class Rule(Settings):
         at: Progress | None = None,
         memory: Memory | None = None,
     ) -> Iterator[None]:
-        """Hold the weights at w + e for the length of a ``with`` block.
+        """Hold the weights at w + e inside a ``with`` block, without a host sync.
 
         On leaving, by whatever way, the weights are copied back bit for bit; subtracting e would not be exact.
 
         Args:
-            params: w.
+            params: w, moved in place.
             grads: g, the same shapes.
-            rho: a radius for each tensor instead of the rule's own.
+            rho: a radius for each tensor in place of the rule's own. A tensor whose radius is 0 is left alone and stays
+                out of the norm.
             at: how far training has come, for a radius that changes. Default: its beginning.
-            memory: what the rule carries from step to step, for rules with a moving average. With one, the copy of the
-                weights has the same place at every step.
+            memory: what the rule carries from step to step. With a memory, the copy of the weights has the same place
+                at every step.
+
+        Raises:
+            ValueError: if the rule carries something and there is no memory, or if it needs the length of the training.
         """
         moving, along, radii = _moving(params, grads, self.radii(len(params), rho, at))
         saved = (Memory(moving) if memory is None else memory.view(moving)).scratch()
@@ -143,7 +140,10 @@ class Rule(Settings):
             grads: g, read only.
             perturbed_grads: s on entry, d on return.
             at: how far training has come, for gains that change. Default: its beginning.
-            memory: what the rule carries from step to step, for rules that store a gradient.
+            memory: what the rule carries from step to step.
+
+        Raises:
+            ValueError: if the rule carries something and there is no memory, or if it needs the length of the training.
         """
         if grads:
             self.combination.combine_(grads, perturbed_grads, at or Progress(), self._memory(memory, grads))
@@ -162,7 +162,10 @@ class Rule(Settings):
             grads: g.
             perturbed_grads: s, the same shapes.
             at: how far training has come, for gains that change. Default: its beginning.
-            memory: what the rule carries from step to step, for rules that store a gradient.
+            memory: what the rule carries from step to step.
+
+        Raises:
+            ValueError: if the rule carries something and there is no memory, or if it needs the length of the training.
         """
         step_grads = [grad.clone() for grad in perturbed_grads]
         self.combine_(grads, step_grads, at, memory)
@@ -175,6 +178,9 @@ class Rule(Settings):
         Args:
             grads: g on entry, d on return.
             memory: what the rule carries from step to step.
+
+        Raises:
+            ValueError: if the rule carries something and there is no memory.
         """
         if grads:
             self.combination.plain_step_(grads, self._memory(memory, grads))
@@ -186,6 +192,9 @@ class Rule(Settings):
             grads: g.
             at: how far training has come. Default: its beginning.
             memory: what the rule carries from step to step.
+
+        Raises:
+            ValueError: if the rule carries something and there is no memory, or if it needs the length of the training.
         """
         at = at or Progress()
         return self.timing.active(at) and self.timing.confirmed(grads, at, self._memory(memory, grads))
@@ -201,7 +210,20 @@ class Rule(Settings):
         return self.perturbation.scale_free and not self.timing.stateful
 
     def radii(self, count: int, rho: Sequence[float] | None = None, at: Progress | None = None) -> list[float]:
-        """The radius of each of ``count`` tensors: ``rho`` if it is given, or the rule's own at this time."""
+        """The radius of each tensor.
+
+        Args:
+            count: how many tensors.
+            rho: their radii, if they have their own.
+            at: how far training has come. Default: its beginning.
+
+        Returns:
+            ``rho`` if it is given, else ``count`` times the rule's own radius at this time.
+
+        Example:
+            >>> Rule(rho=0.1).radii(2)
+            [0.1, 0.1]
+        """
         return [value(self.rho, at or Progress())] * count if rho is None else list(rho)
 
     @torch.no_grad()
@@ -212,7 +234,7 @@ class Rule(Settings):
         if params:
             memory = self._memory(memory, params).view(params)
             vector, scale = self.perturbation.direction(params, grads, memory)
-            add_scaled_([local(param) for param in params], [local(each) for each in vector], scale, radii)
+            add_scaled_([local(param) for param in params], [local(part) for part in vector], scale, radii)
 
     def _memory(self, memory: Memory | None, tensors: Sequence[Tensor]) -> Memory:
         if memory is None and self.stateful:
@@ -226,5 +248,5 @@ class Rule(Settings):
 def _moving(
     params: Sequence[Tensor], grads: Sequence[Tensor], radii: Sequence[float]
 ) -> tuple[list[Tensor], list[Tensor], list[float]]:
-    """Those that have a radius."""
+    """The tensors that have a radius, their gradients and their radii."""
     return list(compress(params, radii)), list(compress(grads, radii)), [radius for radius in radii if radius]

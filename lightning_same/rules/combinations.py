@@ -1,8 +1,8 @@
 """What becomes the step: d, made from the base gradient g and the perturbed gradient s."""
 
 import abc
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial, reduce
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_same.gradients.checkpoints import CKPTS, at_least_float32, indicator, split
+from lightning_same.gradients.checkpoints import CKPTS, at_least_float32, indicator
 from lightning_same.gradients.tensors import elementwise_, global_dot, global_norm, inverse
 from lightning_same.rules.progress import Progress
 from lightning_same.rules.schedules import Schedule, value
@@ -19,7 +19,7 @@ from lightning_same.rules.state import Memory
 
 
 class Combination(Settings, abc.ABC):
-    """Makes the step gradient.
+    """Makes the step gradient d.
 
     A combination is homogeneous of degree one: for c > 0, (c g, c s) gives c d. So a loss scale, which multiplies both
     gradients in mixed precision, passes through it.
@@ -29,7 +29,7 @@ class Combination(Settings, abc.ABC):
     """Whether it carries something from step to step, for which it needs a memory."""
 
     needs_grads: ClassVar[bool] = True
-    """Whether d depends on g; where it does not, g is not kept, which saves one copy of the parameters."""
+    """Whether d depends on g. If not, g is not kept, which saves one copy of the parameters."""
 
     @abc.abstractmethod
     def combine_(
@@ -54,7 +54,7 @@ class Combination(Settings, abc.ABC):
 
 
 class Perturbed(Combination):
-    """SAM: d = s."""
+    """SAM's: d = s."""
 
     needs_grads = False
 
@@ -70,7 +70,13 @@ class Elementwise(Combination):
 
     @abc.abstractmethod
     def formula(self, g: Tensor, s: Tensor, at: Progress) -> Tensor:
-        """d for tensors g and s of equal shape; must not change g, and may overwrite s."""
+        """d for pieces of g and s.
+
+        Args:
+            g: a piece of the base gradient, any shape; must not be changed.
+            s: the same piece of the perturbed gradient; may be overwritten.
+            at: how far training has come.
+        """
 
     @override
     def combine_(
@@ -80,13 +86,21 @@ class Elementwise(Combination):
 
 
 class Gains(Elementwise):
-    """d = gain_k * s on checkpoint k, and s on the rest.
+    """d = gain_k * s on checkpoint k, and s on the rest, with r = s/g.
 
     Args:
-        ckpt1: gain where r > 1; a number or a schedule.
+        ckpt1: gain where r > 1, a number or a schedule.
         ckpt2: gain where 0 < r < 1.
         ckpt3: gain where r < -1.
         ckpt4: gain where -1 < r < 0.
+
+    Raises:
+        ValueError: if a gain is not a finite number.
+
+    Example:
+        >>> g, s = torch.ones(5), torch.tensor([2.0, 0.5, -2.0, -0.5, 1.0])
+        >>> Gains(10, 20, 30, 40).formula(g, s, Progress())
+        tensor([ 20.,  10., -60., -20.,   1.])
     """
 
     def __init__(
@@ -96,35 +110,43 @@ class Gains(Elementwise):
         ckpt3: float | Schedule = 1.0,
         ckpt4: float | Schedule = 1.0,
     ) -> None:
-        self.ckpt1 = ckpt1
-        self.ckpt2 = ckpt2
-        self.ckpt3 = ckpt3
-        self.ckpt4 = ckpt4
-        for name, gain in self.arguments().items():
-            if not isinstance(gain, Schedule):
-                check_number(self, name, gain)
-        self._gains = (ckpt1, ckpt2, ckpt3, ckpt4)
+        self.ckpt1 = self._gain("ckpt1", ckpt1)
+        self.ckpt2 = self._gain("ckpt2", ckpt2)
+        self.ckpt3 = self._gain("ckpt3", ckpt3)
+        self.ckpt4 = self._gain("ckpt4", ckpt4)
+
+    def _gain(self, name: str, gain: float | Schedule) -> float | Schedule:
+        return gain if isinstance(gain, Schedule) else check_number(self, name, gain)
 
     @override
     def formula(self, g: Tensor, s: Tensor, at: Progress) -> Tensor:
-        gains = {k: value(gain, at) for k, gain in zip(CKPTS, self._gains, strict=True)}
-        gains = {k: gain for k, gain in gains.items() if gain != 1}
+        by_ckpt = zip(CKPTS, (self.ckpt1, self.ckpt2, self.ckpt3, self.ckpt4), strict=True)
+        gains = {ckpt: value(gain, at) for ckpt, gain in by_ckpt}
+        gains = {ckpt: gain for ckpt, gain in gains.items() if gain != 1}
         if not gains:
             return s
         dtype = at_least_float32(s)
         along, size = g.sign().mul_(s).to(dtype), g.abs().to(dtype)
         factor: Tensor | float = 1.0
-        for k, gain in gains.items():
-            here = indicator(k, along, size)
-            factor = (factor - here).add_(here, alpha=gain)  # From 1 to 0 to the gain, without rounding.
+        for ckpt, gain in gains.items():
+            inside = indicator(ckpt, along, size)
+            factor = (factor - inside).add_(inside, alpha=gain)  # From 1 to 0 to the gain, without rounding.
         return s.mul_(factor)
 
 
 class Select(Elementwise):
-    """d = s on the chosen checkpoints, g elsewhere, the rest included.
+    """d = s on the chosen checkpoints, g on the others and on the rest.
 
     Args:
-        ckpts: which checkpoints take SAM's gradient; any subset of 1 to 4, each once.
+        ckpts: the checkpoints that take SAM's gradient, one of 1 to 4 or several.
+
+    Raises:
+        ValueError: if ``ckpts`` is not among the choices.
+
+    Example:
+        >>> g, s = torch.ones(5), torch.tensor([2.0, 0.5, -2.0, -0.5, 1.0])
+        >>> Select((1, 4)).formula(g, s, Progress())
+        tensor([ 2.0000,  1.0000,  1.0000, -0.5000,  1.0000])
     """
 
     def __init__(self, ckpts: int | Sequence[int]) -> None:
@@ -132,15 +154,20 @@ class Select(Elementwise):
 
     @override
     def formula(self, g: Tensor, s: Tensor, at: Progress) -> Tensor:
-        d = g
-        masks = split(g, s)
-        for ckpt in self.ckpts:
-            d = torch.where(masks[ckpt - 1], s, d)
-        return d
+        dtype = at_least_float32(s)
+        along, size = g.sign().mul_(s).to(dtype), g.abs().to(dtype)
+        inside = reduce(Tensor.add_, [indicator(ckpt, along, size) for ckpt in self.ckpts])
+        # s * 1 + g * 0 or s * 0 + g * 1, without rounding.
+        return s.mul_(inside).add_(inside.neg_().add_(1).mul_(g))
 
 
 class Direction(Elementwise):
-    r"""d = \|g\| * sign(s): the direction is SAM's, the magnitude the base gradient's."""
+    """d = |g| * sign(s): SAM's direction with the base gradient's magnitude.
+
+    Example:
+        >>> Direction().formula(torch.tensor([1.0, -2.0]), torch.tensor([-5.0, -5.0]), Progress())
+        tensor([-1., -2.])
+    """
 
     @override
     def formula(self, g: Tensor, s: Tensor, at: Progress) -> Tensor:
@@ -148,7 +175,12 @@ class Direction(Elementwise):
 
 
 class Magnitude(Elementwise):
-    r"""d = \|s\| * sign(g): the magnitude is SAM's, the direction the base gradient's."""
+    """d = |s| * sign(g): SAM's magnitude with the base gradient's direction.
+
+    Example:
+        >>> Magnitude().formula(torch.tensor([1.0, -2.0]), torch.tensor([-5.0, -5.0]), Progress())
+        tensor([ 5., -5.])
+    """
 
     @override
     def formula(self, g: Tensor, s: Tensor, at: Progress) -> Tensor:
@@ -160,6 +192,13 @@ class Mix(Elementwise):
 
     Args:
         weight: of s; 1 is SAM, 0 the plain gradient, and above 1 goes beyond s.
+
+    Raises:
+        ValueError: if ``weight`` is not a finite number.
+
+    Example:
+        >>> Mix(1.5).formula(torch.tensor([1.0]), torch.tensor([3.0]), Progress())
+        tensor([4.])
     """
 
     def __init__(self, weight: float) -> None:
@@ -172,10 +211,16 @@ class Mix(Elementwise):
 
 
 class SurrogateGap(Combination):
-    """GSAM's: d = s - alpha * u, where u is the part of g that is orthogonal to s.
+    """GSAM's: d = s - alpha * u, with u = g - (g . s / ||s||^2) s, the part of g that is orthogonal to s.
 
     Args:
-        alpha: how much of it is climbed; 0 is SAM.
+        alpha: how much of u is subtracted; 0 is SAM.
+
+    Raises:
+        ValueError: if ``alpha`` is not a finite number.
+
+    References:
+        Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022, arXiv:2203.08065.
     """
 
     def __init__(self, alpha: float = 0.4) -> None:
@@ -194,12 +239,19 @@ class SurrogateGap(Combination):
 
 
 class LookSAMReuse(Combination):
-    r"""LookSAM's: on the steps between, d = g + alpha * \|\|g\|\| * u / \|\|u\|\|, with u of the last second pass.
+    """LookSAM's: on steps without a second pass d = g + alpha * ||g|| * u / ||u||, with the last u; else d = s.
 
-    u is the part of s that is orthogonal to g: what SAM adds, which changes slowly. On steps with a second pass d = s.
+    u = s - (g . s / ||g||^2) g is the part of s that is orthogonal to g: what SAM adds, which changes slowly. Keeps one
+    copy of the parameters.
 
     Args:
-        alpha: how much of it is added; 0 takes plain steps between.
+        alpha: how much of u is added; with 0 the steps without a second pass are plain.
+
+    Raises:
+        ValueError: if ``alpha`` is not a finite number.
+
+    References:
+        Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization, CVPR 2022, arXiv:2203.02714.
     """
 
     stateful = True
@@ -230,6 +282,15 @@ class Chain(Combination):
 
     Args:
         links: the combinations, in order.
+
+    Raises:
+        ValueError: if there is none, or one is not a combination.
+
+    Example:
+        >>> s = [torch.tensor([2.0])]
+        >>> Chain([Mix(2.0), Gains(ckpt1=10.0)]).combine_([torch.tensor([1.0])], s, Progress(), Memory([]))
+        >>> s
+        [tensor([30.])]
     """
 
     def __init__(self, links: Sequence[Combination]) -> None:
@@ -239,7 +300,7 @@ class Chain(Combination):
 
     @property
     def stateful(self) -> bool:  # type: ignore[override]
-        """Whether any link is."""
+        """Whether one of the links is."""
         return any(link.stateful for link in self.links)
 
     @override
@@ -258,11 +319,17 @@ class Chain(Combination):
 def check_ckpts(owner: Settings, name: str, ckpts: int | Sequence[int]) -> tuple[int, ...]:
     """The chosen checkpoints as a tuple.
 
+    Args:
+        owner: the object that is constructed; its class is named in the error.
+        name: of the argument.
+        ckpts: what the user has passed.
+
     Raises:
-        ValueError: names the argument and the choices.
+        ValueError: names the owner, the argument, the choices and what was got.
     """
     chosen: tuple[Any, ...] = (ckpts,)
-    if isinstance(ckpts, Iterable) and not isinstance(ckpts, str):
+    # An array without dimensions has `__iter__` and does not iterate.
+    if isinstance(ckpts, Iterable) and not isinstance(ckpts, str | bytes | Mapping) and getattr(ckpts, "shape", True):
         chosen = tuple(ckpts)
     known = all(isinstance(ckpt, Integral) and not isinstance(ckpt, bool) and ckpt in CKPTS for ckpt in chosen)
     if not chosen or not known or len(set(chosen)) < len(chosen):

@@ -1,4 +1,7 @@
-"""Rules that serve as controls of an experiment: as large a change of the step as a checkpoint's, or at random."""
+"""Rules that serve as controls of an experiment: they change the step by a set amount, or on random elements.
+
+g is the gradient at w, s the gradient at w + e with e = rho * g / ||g||, d the gradient that the optimizer steps with.
+"""
 
 import abc
 from collections.abc import Iterator, Sequence
@@ -30,11 +33,14 @@ class _OneCheckpoint(Combination, abc.ABC):
 
 
 class Dose(_OneCheckpoint):
-    r"""d = s + dose * \|\|s\|\| * s_k / \|\|s_k\|\|, where s_k is s on checkpoint k and 0 elsewhere.
+    """d = s + dose * ||s|| * s_k / ||s_k||, where s_k is s on checkpoint k and 0 elsewhere.
 
     Args:
         ckpt: k, 1 to 4.
-        dose: \|\|d - s\|\| / \|\|s\|\|; below 0 it is taken away.
+        dose: ||d - s|| / ||s||; 0 is SAM, below 0 takes away.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     def __init__(self, ckpt: int, dose: float = 0.5) -> None:
@@ -65,6 +71,9 @@ class RandomMask(_OneCheckpoint):
         match: what is as large: ``"count"``, the number of elements, or ``"norm"``, the sum of s^2 over them, up to
             one element.
         seed: of the draws.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     def __init__(self, ckpt: int, gain: float = 2.0, match: Match = "count", seed: int = 0) -> None:
@@ -81,14 +90,14 @@ class RandomMask(_OneCheckpoint):
     ) -> None:
         draws = draws_of(self.seed, at.step)
         for g, s in _by_device(grads, perturbed_grads):
-            flat = torch.cat([each.flatten() for each in s])
-            chosen = random_mask(torch.cat([each.flatten() for each in g]), flat, self.ckpt, self.match, draws)
-            factors = torch.split(torch.where(chosen, self.gain, 1.0).to(flat.dtype), [each.numel() for each in s])
-            torch._foreach_mul_(s, [factor.view_as(each) for factor, each in zip(factors, s, strict=True)])
+            flat = torch.cat([tensor.flatten() for tensor in s])
+            chosen = random_mask(torch.cat([tensor.flatten() for tensor in g]), flat, self.ckpt, self.match, draws)
+            factors = torch.split(torch.where(chosen, self.gain, 1.0).to(flat.dtype), [tensor.numel() for tensor in s])
+            torch._foreach_mul_(s, [factor.view_as(tensor) for factor, tensor in zip(factors, s, strict=True)])
 
 
 def _by_device(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Aligned lists of what this process holds, by device and dtype."""
+    """Aligned lists of the elements on this process, grouped by device and dtype."""
     groups: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
     for a, b in zip(map(local, first), map(local, second), strict=True):
         xs, ys = groups.setdefault((b.device, a.dtype, b.dtype), ([], []))
@@ -98,18 +107,27 @@ def _by_device(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tu
 
 
 class CheckpointDose(Rule):
-    r"""SAM that amplifies one checkpoint by as much as asked: d = s + dose * \|\|s\|\| * s_k / \|\|s_k\|\|. Two passes.
+    """SAM that amplifies one checkpoint by a given amount: d = s + dose * ||s|| * s_k / ||s_k||. Two passes.
 
-    s_k is s on checkpoint k and 0 elsewhere. `SAME` with a condition c changes s by (c - 1) \|\|s_k\|\| / \|\|s\|\| of
-    its length: a great part of it on a large checkpoint, next to nothing on a small one. Here \|\|d - s\|\| is the same
-    share of \|\|s\|\| whatever the checkpoint, so that checkpoints can be compared.
+    s_k is s on checkpoint k and 0 elsewhere. `SAME` with condition c changes s by (c - 1) ||s_k|| / ||s|| of its
+    length, which is much on a large checkpoint and little on a small one. Here ||d - s|| is the same fraction of ||s||
+    for every checkpoint, so that checkpoints can be compared.
 
     Args:
         ckpt: the checkpoint to amplify, 1 to 4.
-        dose: \|\|d - s\|\| / \|\|s\|\|; 0 is SAM, below 0 takes away.
-        rho: radius of the perturbation.
+        dose: ||d - s|| / ||s||; 0 is SAM, below 0 takes away.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> (d,) = CheckpointDose(ckpt=1, dose=1.0).combine([torch.tensor([1.0, 8.0])], [torch.tensor([3.0, 4.0])])
+        >>> [round(value, 4) for value in d.tolist()]
+        [8.0, 4.0]
     """
 
     def __init__(
@@ -136,12 +154,22 @@ class RandomGains(Rule):
     Args:
         ckpt: the checkpoint that the set stands for, 1 to 4.
         condition: the factor on it; 1 is SAM.
-        rho: radius of the perturbation.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
         match: what is as large as in the checkpoint: ``"count"``, the number of elements, or ``"norm"``, the sum of s^2
             over them, up to one element. With ``"norm"`` d is as far from s as `SAME`'s.
         seed: of the draws.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> g, s = torch.ones(4), torch.tensor([2.0, 0.5, 0.5, 0.5])
+        >>> (d,) = RandomGains(ckpt=1, condition=3.0).combine([g], [s])
+        >>> int((d != s).sum())  # as many elements as are in checkpoint 1
+        1
     """
 
     def __init__(

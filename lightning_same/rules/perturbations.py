@@ -1,4 +1,4 @@
-"""Where pass two looks: the direction of the perturbation e, for a radius of 1."""
+"""Where pass two looks: the direction of the perturbation e, to be multiplied by the radius rho."""
 
 import abc
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from lightning_same.rules.state import Memory
 
 
 class Ascent(NamedTuple):
-    """e = rho * scale * vector.
+    """A direction: e = rho * scale * vector.
 
     Attributes:
-        vector: one tensor per parameter; may be the gradients themselves, so it is read only.
-        scale: a scalar tensor that the whole vector is multiplied by.
+        vector: one tensor per parameter. May be the gradients themselves, so it is read only.
+        scale: a scalar tensor.
     """
 
     vector: list[Tensor]
@@ -44,15 +44,21 @@ class Perturbation(Settings, abc.ABC):
             memory: what this perturbation carries from step to step.
 
         Returns:
-            The direction; a gradient of zero gives zero.
+            The direction. It is zero where the gradient is zero.
         """
 
 
 class Normalized(Perturbation):
-    r"""SAM's: g / \|\|g\|\|, one L2 norm over all perturbed parameters.
+    """SAM's: e = rho * g / ||g||, with one L2 norm over all perturbed parameters.
+
+    Example:
+        >>> direction = Normalized().direction([torch.zeros(2)], [torch.tensor([3.0, 4.0])], Memory([]))
+        >>> direction.vector[0] * direction.scale
+        tensor([0.6000, 0.8000])
 
     References:
-        Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021.
+        Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021,
+        arXiv:2010.01412.
     """
 
     @override
@@ -61,17 +67,25 @@ class Normalized(Perturbation):
 
 
 class Adaptive(Perturbation):
-    r"""ASAM's: T^2 g / \|\|T g\|\| with T = \|w\| + eta, elementwise.
+    """ASAM's: e = rho * T^2 g / ||T g|| with T = |w| + eta, elementwise.
 
-    It does not change when weights are rescaled in a way that leaves the network's function as it is; good radii are
+    It does not change when weights are rescaled in a way that leaves the network's function as it is. Good radii are
     about ten times SAM's.
 
     Args:
-        eta: keeps weights near 0 movable. Default: 0.01, as in the authors' code.
+        eta: added to |w|, so that weights near 0 are perturbed too; >= 0. Default: 0.01, as in the authors' code.
+
+    Raises:
+        ValueError: if ``eta`` is negative or not finite.
+
+    Example:
+        >>> direction = Adaptive(eta=0.0).direction([torch.tensor([1.0, -2.0])], [torch.tensor([3.0, 2.0])], Memory([]))
+        >>> direction.vector[0] * direction.scale
+        tensor([0.6000, 1.6000])
 
     References:
         Kwon et al., ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks,
-        ICML 2021.
+        ICML 2021, arXiv:2102.11600.
     """
 
     def __init__(self, eta: float = 0.01) -> None:
@@ -88,33 +102,35 @@ class Adaptive(Perturbation):
 
 
 class Unnormalized(Perturbation):
-    """USAM's: g itself, so that e shrinks with the gradient.
+    """USAM's: e = rho * g, which shrinks with the gradient.
 
     References:
-        Andriushchenko and Flammarion, Towards Understanding Sharpness-Aware Minimization, ICML 2022.
+        Andriushchenko and Flammarion, Towards Understanding Sharpness-Aware Minimization, ICML 2022, arXiv:2206.06232.
     """
 
     scale_free = False
 
     @override
     def direction(self, params: Sequence[Tensor], grads: Sequence[Tensor], memory: Memory) -> Ascent:
-        return Ascent(
-            list(grads),
-            torch.ones((), dtype=torch.promote_types(torch.float32, grads[0].dtype), device=grads[0].device),
-        )
+        one = torch.ones((), dtype=torch.promote_types(torch.float32, grads[0].dtype), device=grads[0].device)
+        return Ascent(list(grads), one)
 
 
 class Friendly(Perturbation):
-    r"""FriendlySAM's: u / \|\|u\|\| with u = g - sigma * m, and m the moving average of g before this step.
+    """FriendlySAM's: e = rho * u / ||u|| with u = g - sigma * m, m the moving average of g before this step.
 
-    What this batch adds to the average gradient, that is; the first step takes g.
+    u is what this batch adds to the average gradient. The first step takes u = g; after each step
+    m = keep * m + (1 - keep) * g. Keeps one copy of the parameters.
 
     Args:
-        sigma: how much of the average is taken away; 0 is SAM.
+        sigma: how much of the average is subtracted; 0 is SAM.
         keep: weight of the past in the average, from 0 to 1.
 
+    Raises:
+        ValueError: if an argument is out of range.
+
     References:
-        Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024.
+        Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv:2403.12350.
     """
 
     stateful = True
@@ -133,14 +149,20 @@ class Friendly(Perturbation):
 
 
 class VarianceSuppressed(Perturbation):
-    r"""VaSSO's: m / \|\|m\|\| with m = (1 - theta) * m + theta * g, which begins with the first g.
+    """VaSSO's: e = rho * m / ||m|| with m = (1 - theta) * m + theta * g, which begins with the first g.
+
+    Keeps one copy of the parameters.
 
     Args:
         theta: weight of this step's gradient, above 0 and at most 1; 1 is SAM. Default: 0.2, as in SANER's
             experiments.
 
+    Raises:
+        ValueError: if ``theta`` is out of range.
+
     References:
-        Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS 2023.
+        Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS 2023,
+        arXiv:2309.15639.
     """
 
     stateful = True
@@ -155,10 +177,11 @@ class VarianceSuppressed(Perturbation):
 
 
 class MomentumAscent(Perturbation):
-    r"""Momentum-SAM's: -v / \|\|v\|\|, where v, the optimizer's momentum, takes the place of g.
+    """Momentum-SAM's: e = -rho * v / ||v||. The optimizer's momentum v takes the place of g.
 
     References:
-        Becker et al., Momentum-SAM: Sharpness Aware Minimization without Computational Overhead, 2024.
+        Becker et al., Momentum-SAM: Sharpness Aware Minimization without Computational Overhead, 2024,
+        arXiv:2401.12033.
     """
 
     @override
@@ -167,5 +190,5 @@ class MomentumAscent(Perturbation):
 
 
 def unit(vector: Sequence[Tensor]) -> Ascent:
-    """The vector over its norm."""
+    """The vector divided by its norm; zero if it is zero."""
     return Ascent(list(vector), inverse(global_norm(vector)))

@@ -1,4 +1,7 @@
-"""SAM and its published variants, each a line of composition."""
+"""SAM and its published variants: each is a composition of a perturbation, a combination and a timing.
+
+g is the gradient at w, s the gradient at w + e, d the gradient that the optimizer steps with.
+"""
 
 from lightning_same.rules.base import Rule
 from lightning_same.rules.combinations import LookSAMReuse, Mix, SurrogateGap
@@ -11,20 +14,33 @@ from lightning_same.rules.perturbations import (
     VarianceSuppressed,
 )
 from lightning_same.rules.schedules import Schedule
-from lightning_same.rules.settings import check_number
+from lightning_same.rules.settings import check_int, check_number
 from lightning_same.rules.timing import Every, LargeGradient, Timing
 
 
 class SAM(Rule):
-    r"""Sharpness-Aware Minimization: e = rho * g / \|\|g\|\|, d = s. Two passes.
+    """Sharpness-Aware Minimization: e = rho * g / ||g||, d = s. Two passes.
 
     Args:
-        rho: radius; 0.05 for ImageNet and CIFAR-10, 0.1 to 0.2 for CIFAR-100 and noisy labels.
+        rho: radius of the perturbation, in units of the weights; 0.05 for ImageNet and CIFAR-10, 0.1 to 0.2 for
+            CIFAR-100 and noisy labels. A number or a schedule.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
 
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> w, g = torch.zeros(2), torch.tensor([3.0, 4.0])
+        >>> with SAM(rho=0.5).perturbed([w], [g]):
+        ...     print(w)
+        tensor([0.3000, 0.4000])
+
     References:
-        Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021.
+        Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021,
+        arXiv:2010.01412.
     """
 
     def __init__(
@@ -34,32 +50,54 @@ class SAM(Rule):
 
 
 class ASAM(Rule):
-    r"""Adaptive SAM: e = rho * T^2 g / \|\|T g\|\| with T = \|w\| + eta, d = s. Two passes.
+    """Adaptive SAM: e = rho * T^2 g / ||T g|| with T = |w| + eta, d = s. Two passes.
 
     Args:
-        rho: radius relative to the weights; about ten times SAM's.
-        eta: keeps weights near 0 movable.
+        rho: radius relative to the weights; about ten times SAM's. A number or a schedule.
+        eta: added to |w|, so that weights near 0 are perturbed too; >= 0.
         timing: which steps perturb; all by default.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> w, g = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 2.0])
+        >>> with ASAM(rho=0.5, eta=0.0).perturbed([w], [g]):
+        ...     print(w)
+        tensor([ 1.3000, -1.2000])
 
     References:
         Kwon et al., ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks,
-        ICML 2021.
+        ICML 2021, arXiv:2102.11600.
     """
 
     def __init__(self, rho: float | Schedule = 0.5, eta: float = 0.01, *, timing: Timing | None = None) -> None:
-        self.eta = eta
+        self.eta = check_number(self, "eta", eta, at_least=0)
         super().__init__(rho, Adaptive(eta), timing=timing)
 
 
 class USAM(Rule):
-    """Unnormalised SAM: e = rho * g, d = s. Two passes.
+    """Unnormalized SAM: e = rho * g, d = s. Two passes.
 
     Args:
-        rho: step length of the ascent, in units of the learning rate.
+        rho: length of the ascent step, in units of the learning rate. A number or a schedule.
         timing: which steps perturb; all by default.
 
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> w, g = torch.zeros(2), torch.tensor([3.0, 4.0])
+        >>> with USAM(rho=0.5).perturbed([w], [g]):
+        ...     print(w)
+        tensor([1.5000, 2.0000])
+
     References:
-        Andriushchenko and Flammarion, Towards Understanding Sharpness-Aware Minimization, ICML 2022.
+        Andriushchenko and Flammarion, Towards Understanding Sharpness-Aware Minimization, ICML 2022, arXiv:2206.06232.
     """
 
     def __init__(self, rho: float | Schedule = 0.05, *, timing: Timing | None = None) -> None:
@@ -67,53 +105,77 @@ class USAM(Rule):
 
 
 class FriendlySAM(Rule):
-    r"""Friendly SAM: e = rho * u / \|\|u\|\| with u = g - sigma * m and m the average of g so far, d = s. Two passes.
+    """Friendly SAM: e = rho * u / ||u|| with u = g - sigma * m and m the moving average of g so far, d = s. Two passes.
+
+    The first step takes u = g; after each step m = keep * m + (1 - keep) * g. Keeps one copy of the parameters.
 
     Args:
-        rho: radius of the perturbation.
-        sigma: how much of the average is taken away; 0 is SAM.
-        keep: weight of the past in the average.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
+        sigma: how much of the average is subtracted; 0 is SAM.
+        keep: weight of the past in the average, from 0 to 1.
         timing: which steps perturb; all by default.
 
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the timing is of the wrong kind.
+
     References:
-        Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024.
+        Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv:2403.12350.
     """
 
     def __init__(
         self, rho: float | Schedule = 0.05, sigma: float = 1.0, keep: float = 0.9, *, timing: Timing | None = None
     ) -> None:
-        self.sigma, self.keep = sigma, keep
+        self.sigma = check_number(self, "sigma", sigma)
+        self.keep = check_number(self, "keep", keep, at_least=0, at_most=1)
         super().__init__(rho, Friendly(sigma, keep), timing=timing)
 
 
 class VaSSO(Rule):
-    r"""Variance-suppressed SAM: e = rho * m / \|\|m\|\| with m = (1 - theta) * m + theta * g, d = s. Two passes.
+    """Variance-suppressed SAM: e = rho * m / ||m|| with m = (1 - theta) * m + theta * g, d = s. Two passes.
+
+    m begins with the first g. Keeps one copy of the parameters.
 
     Args:
-        rho: radius of the perturbation.
-        theta: weight of this step's gradient; 1 is SAM.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
+        theta: weight of this step's gradient, above 0 and at most 1; 1 is SAM.
         timing: which steps perturb; all by default.
 
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the timing is of the wrong kind.
+
     References:
-        Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS 2023.
+        Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS 2023,
+        arXiv:2309.15639.
     """
 
     def __init__(self, rho: float | Schedule = 0.05, theta: float = 0.2, *, timing: Timing | None = None) -> None:
-        self.theta = theta
+        self.theta = check_number(self, "theta", theta, above=0, at_most=1)
         super().__init__(rho, VarianceSuppressed(theta), timing=timing)
 
 
 class GSAM(Rule):
-    r"""Surrogate-gap SAM: d = s - alpha * u, where u is the part of g that is orthogonal to s. Two passes.
+    """Surrogate-gap SAM: d = s - alpha * u with u = g - (g . s / ||s||^2) s, orthogonal to s. Two passes.
 
     Args:
-        rho: radius of the perturbation. In the paper it follows the learning rate: ``FollowLR(peak, floor)``.
-        alpha: how much of u is climbed; 0 is SAM.
+        rho: radius of the perturbation, in units of the weights. In the paper it follows the learning rate:
+            ``FollowLR(peak, floor)``.
+        alpha: how much of u is subtracted; 0 is SAM.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
 
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> GSAM(alpha=0.5).combine([torch.tensor([1.0, 4.0])], [torch.tensor([2.0, 0.0])])
+        [tensor([ 2., -2.])]
+
     References:
-        Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022.
+        Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022, arXiv:2203.08065.
     """
 
     def __init__(
@@ -124,7 +186,7 @@ class GSAM(Rule):
         perturbation: Perturbation | None = None,
         timing: Timing | None = None,
     ) -> None:
-        self.alpha = alpha
+        self.alpha = check_number(self, "alpha", alpha)
         super().__init__(rho, perturbation, SurrogateGap(alpha), timing)
 
 
@@ -132,13 +194,23 @@ class WSAM(Rule):
     """Weighted SAM, the coupled form: d = (1 - c) g + c s with c = gamma / (1 - gamma). Two passes.
 
     Args:
-        rho: radius of the perturbation.
-        gamma: weight of the sharpness, from 0 (plain) to below 1; 0.5 is SAM.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
+        gamma: weight of the sharpness, from 0 (plain training) to below 1; 0.5 is SAM.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
 
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> WSAM(gamma=0.75).combine([torch.tensor([1.0])], [torch.tensor([2.0])])
+        [tensor([4.])]
+
     References:
-        Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term, KDD 2023.
+        Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term, KDD 2023,
+        arXiv:2305.15817.
     """
 
     def __init__(
@@ -154,16 +226,26 @@ class WSAM(Rule):
 
 
 class GradientNormPenalty(Rule):
-    r"""Loss + lambda * \|\|g\|\|, by finite difference: d = (1 - alpha) g + alpha s, alpha = lambda / rho. Two passes.
+    """Loss + lambda * ||g|| by finite difference: d = (1 - alpha) g + alpha s, alpha = lambda / rho. Two passes.
 
     Args:
-        rho: length of the finite difference.
-        alpha: strength of the penalty over ``rho``; 0 is plain training, 1 is SAM.
+        rho: length of the finite difference, in units of the weights. A number or a schedule.
+        alpha: strength lambda of the penalty over ``rho``; 0 is plain training, 1 is SAM.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
 
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> GradientNormPenalty(alpha=0.5).combine([torch.tensor([1.0])], [torch.tensor([2.0])])
+        [tensor([1.5000])]
+
     References:
-        Zhao et al., Penalizing Gradient Norm for Efficiently Improving Generalization in Deep Learning, ICML 2022.
+        Zhao et al., Penalizing Gradient Norm for Efficiently Improving Generalization in Deep Learning, ICML 2022,
+        arXiv:2202.03599.
     """
 
     def __init__(
@@ -174,23 +256,27 @@ class GradientNormPenalty(Rule):
         perturbation: Perturbation | None = None,
         timing: Timing | None = None,
     ) -> None:
-        self.alpha = alpha
+        self.alpha = check_number(self, "alpha", alpha)
         super().__init__(rho, perturbation, Mix(alpha), timing)
 
 
 class LookSAM(Rule):
-    r"""SAM every k steps; between them d = g + alpha * \|\|g\|\| * u / \|\|u\|\|, with the last u. 1 + 1/k passes.
+    """SAM every k steps; between them d = g + alpha * ||g|| * u / ||u|| with the last u. 1 + 1/k passes.
 
-    u is the part of s that is orthogonal to g.
+    u = s - (g . s / ||g||^2) g is the part of s that is orthogonal to g. Keeps one copy of the parameters.
 
     Args:
-        rho: radius of the perturbation.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
         k: the period in optimizer steps; 1 is SAM.
         alpha: how much of u the steps between add.
         perturbation: where pass two looks; SAM's by default.
 
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation is of the wrong kind.
+
     References:
-        Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization, CVPR 2022.
+        Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization, CVPR 2022, arXiv:2203.02714.
     """
 
     def __init__(
@@ -201,21 +287,29 @@ class LookSAM(Rule):
         *,
         perturbation: Perturbation | None = None,
     ) -> None:
-        self.k, self.alpha = k, alpha
+        self.k = check_int(self, "k", k, at_least=1)
+        self.alpha = check_number(self, "alpha", alpha)
         super().__init__(rho, perturbation, LookSAMReuse(alpha), Every(k))
 
 
 class AESAM(Rule):
     """SAM on the steps whose gradient is large for its time, plain steps else: 1 to 2 passes, one host sync a step.
 
+    With q = ||g||^2, its moving mean m and variance v, a step perturbs where q >= m + c sqrt(v). c goes from ``start``
+    to ``end`` in a straight line over training, whose length must be known.
+
     Args:
-        rho: radius of the perturbation.
-        start: threshold at the beginning of training, in standard deviations from the mean of the squared norm.
-        end: threshold at its end.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
+        start: c at the beginning of training, in standard deviations.
+        end: c at its end.
         perturbation: where pass two looks; SAM's by default.
 
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation is of the wrong kind.
+
     References:
-        Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, ICLR 2023.
+        Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, ICLR 2023, arXiv:2304.14647.
     """
 
     def __init__(
@@ -226,22 +320,35 @@ class AESAM(Rule):
         *,
         perturbation: Perturbation | None = None,
     ) -> None:
-        self.start, self.end = start, end
+        self.start = check_number(self, "start", start)
+        self.end = check_number(self, "end", end)
         super().__init__(rho, perturbation, timing=LargeGradient(start, end))
 
 
 class MomentumSAM(Rule):
-    r"""The gradient at w - rho * v / \|\|v\|\|, v being the optimizer's momentum: d = s. One pass.
+    """Momentum-SAM: e = -rho * v / ||v|| with v the optimizer's momentum, d = s. One pass, at w + e.
 
     The weights are at w + e during each forward and backward only; validation, checkpoint files and the optimizer see
     w. Needs an optimizer that keeps ``momentum_buffer`` or ``exp_avg``, such as SGD with momentum or Adam; before its
     first step e is 0.
 
     Args:
-        rho: radius; 0.3 for SGD in the authors' code, where other rules take 0.05.
+        rho: radius of the perturbation, in units of the weights; 0.3 for SGD in the authors' code, where other rules
+            take 0.05. A number or a schedule.
+
+    Raises:
+        ValueError: if ``rho`` is out of range.
+
+    Example:
+        >>> import torch
+        >>> w, v = torch.zeros(2), torch.tensor([3.0, 4.0])
+        >>> with MomentumSAM(rho=0.5).perturbed([w], [v]):
+        ...     print(w)
+        tensor([-0.3000, -0.4000])
 
     References:
-        Becker et al., Momentum-SAM: Sharpness Aware Minimization without Computational Overhead, 2024.
+        Becker et al., Momentum-SAM: Sharpness Aware Minimization without Computational Overhead, 2024,
+        arXiv:2401.12033.
     """
 
     ahead = True

@@ -1,4 +1,9 @@
-"""The rules that treat the checkpoints, or signs and magnitudes, of SAM's gradient apart."""
+"""The rules that treat the four checkpoints, or signs and magnitudes, of SAM's gradient differently.
+
+g is the gradient at w, s the gradient at w + e with e = rho * g / ||g||, d the gradient that the optimizer steps with.
+The checkpoints split the elements by r = s/g: 1 is r > 1, 2 is 0 < r < 1, 3 is r < -1, 4 is -1 < r < 0; elements with
+g = 0, s = 0 or |s| = |g| are the rest.
+"""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -15,7 +20,7 @@ from lightning_same.rules.perturbations import (
     Perturbation,
 )
 from lightning_same.rules.schedules import Ramp, Schedule
-from lightning_same.rules.settings import check_int, check_number
+from lightning_same.rules.settings import LARGEST, check_int, check_number
 from lightning_same.rules.timing import Timing
 
 
@@ -28,9 +33,19 @@ class SAME(Rule):
     Args:
         ckpt: the checkpoint to amplify, 1 to 4, or several of them, such as (1, 3).
         condition: the factor on it.
-        rho: radius of the perturbation.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> g, s = torch.ones(5), torch.tensor([2.0, 0.5, -2.0, -0.5, 1.0])
+        >>> SAME(ckpt=1, condition=3.0).combine([g], [s])
+        [tensor([ 6.0000,  0.5000, -2.0000, -0.5000,  1.0000])]
     """
 
     def __init__(
@@ -45,7 +60,7 @@ class SAME(Rule):
         chosen = check_ckpts(self, "ckpt", ckpt)
         self.ckpt = chosen[0] if isinstance(ckpt, Integral) else chosen
         self.condition = check_number(self, "condition", condition)
-        gains = Gains(**{f"ckpt{k}": condition for k in chosen})
+        gains = Gains(**{f"ckpt{k}": self.condition for k in chosen})
         super().__init__(rho, perturbation, gains, timing)
 
 
@@ -54,9 +69,19 @@ class CustomSAME(Rule):
 
     Args:
         condition: c > 0; 1 is SAM.
-        rho: radius of the perturbation.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> g, s = torch.ones(5), torch.tensor([2.0, 0.5, -2.0, -0.5, 1.0])
+        >>> CustomSAME(condition=2.0).combine([g], [s])
+        [tensor([ 4.0000,  0.5000, -1.0000, -1.0000,  1.0000])]
     """
 
     def __init__(
@@ -67,7 +92,9 @@ class CustomSAME(Rule):
         perturbation: Perturbation | None = None,
         timing: Timing | None = None,
     ) -> None:
-        self.condition = c = check_number(self, "condition", condition, above=0)
+        c = check_number(self, "condition", condition, above=0)
+        # Then 1/c is a gain that float32 holds.
+        self.condition = c if c > 1 else check_number(self, "condition", condition, at_least=1 / LARGEST)
         super().__init__(rho, perturbation, Gains(c, 1.0, 1 / c, c), timing)
 
 
@@ -77,13 +104,24 @@ class SANER(Rule):
     Args:
         alpha: how much of checkpoint 2 is taken away, as in the paper (the published code's alpha is 1 minus it);
             0 is SAM.
-        warmup_epochs: alpha grows from 0 linearly over so many epochs (paper: 50); 0 means all of it at once.
-        rho: radius of the perturbation.
+        warmup_epochs: alpha grows from 0 linearly over so many epochs (paper: 50); 0 means the full alpha at once.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
 
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> g, s = torch.ones(5), torch.tensor([2.0, 0.5, -2.0, -0.5, 1.0])
+        >>> SANER(alpha=0.5).combine([g], [s])
+        [tensor([ 2.0000,  0.2500, -2.0000, -0.5000,  1.0000])]
+
     References:
-        Luong et al., Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting, AISTATS 2026.
+        Luong et al., Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting, AISTATS 2026,
+        arXiv:2411.17132.
     """
 
     def __init__(
@@ -97,7 +135,7 @@ class SANER(Rule):
     ) -> None:
         self.alpha = check_number(self, "alpha", alpha)
         self.warmup_epochs = check_int(self, "warmup_epochs", warmup_epochs, at_least=0)
-        super().__init__(rho, perturbation, Gains(ckpt2=Ramp(1.0, 1 - alpha, warmup_epochs)), timing)
+        super().__init__(rho, perturbation, Gains(ckpt2=Ramp(1.0, 1 - self.alpha, self.warmup_epochs)), timing)
 
 
 class CheckpointGains(Rule):
@@ -106,13 +144,23 @@ class CheckpointGains(Rule):
     `SAM`, `SAME`, `CustomSAME` and `SANER` are special cases.
 
     Args:
-        ckpt1: gain where r > 1.
+        ckpt1: gain where r > 1, with r = s/g. A number or a schedule.
         ckpt2: gain where 0 < r < 1.
         ckpt3: gain where r < -1.
         ckpt4: gain where -1 < r < 0.
-        rho: radius of the perturbation.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> g, s = torch.ones(5), torch.tensor([2.0, 0.5, -2.0, -0.5, 1.0])
+        >>> CheckpointGains(10, 20, 30, 40).combine([g], [s])
+        [tensor([ 20.,  10., -60., -20.,   1.])]
     """
 
     def __init__(
@@ -126,8 +174,9 @@ class CheckpointGains(Rule):
         perturbation: Perturbation | None = None,
         timing: Timing | None = None,
     ) -> None:
-        self.ckpt1, self.ckpt2, self.ckpt3, self.ckpt4 = ckpt1, ckpt2, ckpt3, ckpt4
-        super().__init__(rho, perturbation, Gains(ckpt1, ckpt2, ckpt3, ckpt4), timing)
+        gains = Gains(ckpt1, ckpt2, ckpt3, ckpt4)
+        self.ckpt1, self.ckpt2, self.ckpt3, self.ckpt4 = gains.ckpt1, gains.ckpt2, gains.ckpt3, gains.ckpt4
+        super().__init__(rho, perturbation, gains, timing)
 
 
 class CheckpointSelect(Rule):
@@ -135,9 +184,19 @@ class CheckpointSelect(Rule):
 
     Args:
         ckpts: any of 1 to 4, such as (1, 4). All four differ from SAM only where s = 0, which is in no checkpoint.
-        rho: radius of the perturbation.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> g, s = torch.ones(5), torch.tensor([2.0, 0.5, -2.0, -0.5, 1.0])
+        >>> CheckpointSelect((1, 4)).combine([g], [s])
+        [tensor([ 2.0000,  1.0000,  1.0000, -0.5000,  1.0000])]
     """
 
     def __init__(
@@ -154,12 +213,21 @@ class CheckpointSelect(Rule):
 
 
 class SAMDirection(Rule):
-    r"""SAM's signs with the base gradient's magnitudes: d = \|g\| * sign(s), elementwise. Two passes.
+    """SAM's signs with the base gradient's magnitudes: d = |g| * sign(s), elementwise. Two passes.
 
     Args:
-        rho: radius of the perturbation.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> SAMDirection().combine([torch.tensor([1.0, -2.0])], [torch.tensor([-5.0, -5.0])])
+        [tensor([-1., -2.])]
     """
 
     def __init__(
@@ -169,12 +237,21 @@ class SAMDirection(Rule):
 
 
 class SAMMagnitude(Rule):
-    r"""SAM's magnitudes with the base gradient's signs: d = \|s\| * sign(g), elementwise. Two passes.
+    """SAM's magnitudes with the base gradient's signs: d = |s| * sign(g), elementwise. Two passes.
 
     Args:
-        rho: radius of the perturbation.
+        rho: radius of the perturbation, in units of the weights. A number or a schedule.
         perturbation: where pass two looks; SAM's by default.
         timing: which steps perturb; all by default.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if the perturbation or timing is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> SAMMagnitude().combine([torch.tensor([1.0, -2.0])], [torch.tensor([-5.0, -5.0])])
+        [tensor([ 5., -5.])]
     """
 
     def __init__(

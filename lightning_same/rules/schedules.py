@@ -1,4 +1,4 @@
-"""Numbers that change as training goes on."""
+"""Numbers that change as training goes on, for a radius or a gain."""
 
 import abc
 import math
@@ -14,19 +14,31 @@ class Schedule(Settings, abc.ABC):
 
     @abc.abstractmethod
     def value(self, at: Progress) -> float:
-        """The number that holds at ``at``."""
+        """The number for the step that begins at ``at``.
+
+        Args:
+            at: how far training has come.
+        """
 
 
 class Ramp(Schedule):
-    """A number that goes from ``start`` to ``end`` linearly over the first epochs and stays there.
+    """From ``start`` to ``end`` in a straight line over the first epochs, then ``end``.
 
-    In epoch n, counted from 1: start + (end - start) * min(1, n / epochs). The first epoch has already taken one step,
-    as in the schedule of SANER's published code.
+    In epoch n, counted from 1: start + (end - start) * min(1, n / epochs). So the first epoch is already one step up,
+    as in SANER's published code.
 
     Args:
         start: the value before training.
         end: the value from epoch ``epochs`` on.
-        epochs: length of the ramp; 0 means ``end`` throughout.
+        epochs: length of the ramp in epochs; 0 means ``end`` throughout.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> ramp = Ramp(start=1.0, end=0.5, epochs=2)
+        >>> [ramp.value(Progress(epoch=epoch)) for epoch in (0, 1, 2)]
+        [0.75, 0.5, 0.5]
     """
 
     def __init__(self, start: float, end: float, epochs: int) -> None:
@@ -42,11 +54,14 @@ class Ramp(Schedule):
 
 
 class StepSchedule(Schedule):
-    """A number that changes step by step over the whole training.
+    """A number that changes at each step over the whole training, whose length must be known.
 
     Args:
         start: the value at the first step.
-        end: the value after the last.
+        end: the value after the last step.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     def __init__(self, start: float, end: float = 0.0) -> None:
@@ -55,7 +70,19 @@ class StepSchedule(Schedule):
 
 
 class Linear(StepSchedule):
-    """From ``start`` to ``end`` in a straight line."""
+    """From ``start`` to ``end`` in a straight line: start + (end - start) * t, t the fraction of training that is over.
+
+    Args:
+        start: the value at the first step.
+        end: the value after the last step.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> Linear(start=0.2).value(Progress(step=1, total=4))
+        0.15000000000000002
+    """
 
     @override
     def value(self, at: Progress) -> float:
@@ -63,7 +90,19 @@ class Linear(StepSchedule):
 
 
 class Cosine(StepSchedule):
-    """From ``start`` to ``end`` along half a cosine."""
+    """From ``start`` to ``end`` along half a cosine: end + (start - end) * (1 + cos(pi t)) / 2.
+
+    Args:
+        start: the value at the first step.
+        end: the value after the last step.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> [round(Cosine(start=0.2).value(Progress(step, total=4)), 3) for step in (0, 1, 2, 4)]
+        [0.2, 0.171, 0.1, 0.0]
+    """
 
     @override
     def value(self, at: Progress) -> float:
@@ -71,11 +110,22 @@ class Cosine(StepSchedule):
 
 
 class FollowLR(Schedule):
-    """In proportion to the learning rate: floor + (peak - floor) * lr / peak lr, as GSAM sets its radius.
+    """In proportion to the learning rate: floor + (peak - floor) * lr / peak lr.
 
     Args:
         peak: the value at the learning rate's peak.
         floor: the value where the learning rate is 0.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> FollowLR(peak=0.25, floor=0.125).value(Progress(lr_ratio=0.5))
+        0.1875
+
+    References:
+        Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022, arXiv:2203.08065,
+        whose radius follows the learning rate.
     """
 
     def __init__(self, peak: float, floor: float = 0.0) -> None:
@@ -88,5 +138,13 @@ class FollowLR(Schedule):
 
 
 def value(of: float | Schedule, at: Progress) -> float:
-    """A constant as it is, a schedule at its present value."""
+    """A number as it is, a schedule at its present value.
+
+    Args:
+        of: the number or the schedule.
+        at: how far training has come.
+
+    Raises:
+        ValueError: if a schedule needs the length of the training and it is not known.
+    """
     return of.value(at) if isinstance(of, Schedule) else of

@@ -23,15 +23,28 @@ class Timing(Settings, abc.ABC):
 
     @abc.abstractmethod
     def active(self, at: Progress) -> bool:
-        """Whether the step that begins at ``at`` may take the second pass."""
+        """Whether the step that begins at ``at`` may take the second pass.
+
+        Args:
+            at: how far training has come.
+
+        Raises:
+            ValueError: if the length of the training is needed and not known.
+        """
 
     def confirmed(self, grads: Sequence[Tensor], at: Progress, memory: Memory) -> bool:
-        """Whether it takes it, now that g is known. Default: yes."""
+        """Whether it takes the second pass, now that g is known. Default: yes.
+
+        Args:
+            grads: g.
+            at: how far training has come.
+            memory: what this timing carries from step to step.
+        """
         return True
 
 
 class EveryStep(Timing):
-    """Every step perturbs."""
+    """Every step perturbs: 2 passes."""
 
     @override
     def active(self, at: Progress) -> bool:
@@ -43,6 +56,13 @@ class Every(Timing):
 
     Args:
         k: the period in optimizer steps; 1 is every step.
+
+    Raises:
+        ValueError: if ``k`` is not a whole number >= 1.
+
+    Example:
+        >>> [Every(3).active(Progress(step)) for step in range(4)]
+        [True, False, False, True]
     """
 
     def __init__(self, k: int) -> None:
@@ -57,11 +77,21 @@ class RandomSteps(Timing):
     """Each step perturbs with probability p: 1 + p passes.
 
     The draw depends on the seed and the step alone: all processes agree, a resumed run draws what it would have drawn,
-    and no random state is moved.
+    and no global random state changes.
 
     Args:
         p: the probability, from 0 to 1.
         seed: of the draws.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> sum(RandomSteps(0.25).active(Progress(step)) for step in range(10_000))
+        2463
+
+    References:
+        Zhao et al., arXiv:2203.09962, with a constant probability.
     """
 
     def __init__(self, p: float, seed: int = 0) -> None:
@@ -74,10 +104,23 @@ class RandomSteps(Timing):
 
 
 class LastFraction(Timing):
-    """Only the last part of training perturbs: 1 + share passes on the average.
+    """Only the last steps of training perturb: 1 + share passes on average.
+
+    Of ``total`` steps, the last share * total perturb, rounded down. The length of the training must be known.
 
     Args:
-        share: how much of the training, from 0 to 1, counted from its end.
+        share: fraction of the training, from 0 to 1, counted from its end.
+
+    Raises:
+        ValueError: if ``share`` is out of range.
+
+    Example:
+        >>> [LastFraction(0.7).active(Progress(step, total=10)) for step in (2, 3, 9)]
+        [False, True, True]
+
+    References:
+        Zhou et al., Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training, ICLR 2025,
+        arXiv:2410.10373.
     """
 
     def __init__(self, share: float = 0.3) -> None:
@@ -85,22 +128,28 @@ class LastFraction(Timing):
 
     @override
     def active(self, at: Progress) -> bool:
-        return at.fraction(self) >= 1 - self.share
+        total = at.length(self)
+        # 0.7 * 10 is 7.000000000000001 and 1/3 * 9 may be 2.9999999999999996.
+        return at.step >= total - math.floor(round(self.share * total, 6))
 
 
 class LargeGradient(Timing):
-    r"""AE-SAM: a step perturbs where the gradient is large for its time: 1 to 2 passes.
+    """A step perturbs where the gradient is large for its time: 1 to 2 passes.
 
-    With \|\|g\|\|^2, its moving mean m and variance v: where \|\|g\|\|^2 >= m + c sqrt(v), and c goes from ``start`` to
-    ``end`` linearly over training. Reading the norm makes the host wait for the device once in each step.
+    With q = ||g||^2, its moving mean m and its moving variance v: a step perturbs where q >= m + c sqrt(v), and c goes
+    from ``start`` to ``end`` in a straight line over training, whose length must be known. Reading q makes the host
+    wait for the device once in each step.
 
     Args:
-        start: c at the beginning of training; -1 perturbs at about five steps in six.
-        end: c at its end; 1 perturbs at about one in six.
+        start: c at the beginning of training, in standard deviations; -1 perturbs at about five steps in six.
+        end: c at its end; 1 perturbs at about one step in six.
         keep: weight of the past in mean and variance, from 0 to 1.
 
+    Raises:
+        ValueError: if an argument is out of range.
+
     References:
-        Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, ICLR 2023.
+        Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, ICLR 2023, arXiv:2304.14647.
     """
 
     stateful = True
@@ -112,17 +161,20 @@ class LargeGradient(Timing):
 
     @override
     def active(self, at: Progress) -> bool:
-        at.fraction(self)
+        at.length(self)
         return True
 
     @override
     def confirmed(self, grads: Sequence[Tensor], at: Progress, memory: Memory) -> bool:
-        square = global_norm(grads).item() ** 2
-        if not math.isfinite(square):
+        norm = global_norm(grads).item()
+        # `x * x` overflows to inf, where `x**2` raises.
+        square = norm * norm
+        numbers = memory.numbers
+        mean = self.keep * numbers.get("square.mean", 0.0) + (1 - self.keep) * square
+        deviation = square - mean
+        variance = self.keep * numbers.get("square.variance", 0.0) + (1 - self.keep) * deviation * deviation
+        if not math.isfinite(variance):
             return True
-        kept = memory.numbers
-        mean = self.keep * kept.get("square.mean", 0.0) + (1 - self.keep) * square
-        variance = self.keep * kept.get("square.variance", 0.0) + (1 - self.keep) * (square - mean) ** 2
-        kept.update({"square.mean": mean, "square.variance": variance})
+        numbers.update({"square.mean": mean, "square.variance": variance})
         c = self.start + (self.end - self.start) * at.fraction(self)
         return square >= mean + c * math.sqrt(variance)

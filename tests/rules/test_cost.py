@@ -51,7 +51,8 @@ def test_accelerators_take_the_same_step_by_other_operations(monkeypatch: pytest
     for devices in (tensors.ONE_CALL, frozenset()):
         monkeypatch.setattr(tensors, "ONE_CALL", devices)
         moved.append([p.clone() for p in params])
-        SAM().perturb_(moved[-1], grads, rho=[0.1, 0.0, 0.3])
+        with SAM().perturbed(moved[-1], grads, rho=[0.1, 0.0, 0.3]):
+            moved[-1] = [p.clone() for p in moved[-1]]
     for one_call, three, before in zip(*moved, params, strict=True):
         torch.testing.assert_close(one_call, three, rtol=1e-6, atol=1e-6)
         assert one_call is not before

@@ -12,8 +12,8 @@ def test_a_zero_gradient_moves_nothing() -> None:
     for rule in (SAM(0.5), ASAM(0.5)):
         w = torch.randn(7)
         before = w.clone()
-        rule.perturb_([w], [torch.zeros(7)])
-        assert torch.equal(w, before)
+        with rule.perturbed([w], [torch.zeros(7)]):
+            assert torch.equal(w, before)
 
 
 def test_weights_come_back_bit_for_bit_also_after_an_error() -> None:
@@ -33,15 +33,16 @@ def test_weights_come_back_bit_for_bit_also_after_an_error() -> None:
 
 def test_one_norm_over_all_parameters_and_a_radius_for_each() -> None:
     params = [torch.zeros(1), torch.zeros(1), torch.zeros(1)]
-    SAM(1.0).perturb_(params, [torch.tensor([3.0]), torch.tensor([4.0]), torch.tensor([100.0])], [1.0, 2.0, 0.0])
-    assert torch.allclose(torch.cat(params), torch.tensor([0.6, 1.6, 0.0]))
+    grads = [torch.tensor([3.0]), torch.tensor([4.0]), torch.tensor([100.0])]
+    with SAM(1.0).perturbed(params, grads, [1.0, 2.0, 0.0]):
+        assert torch.allclose(torch.cat(params), torch.tensor([0.6, 1.6, 0.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_norms_of_half_precision_do_not_overflow(dtype: torch.dtype) -> None:
     w, g = torch.zeros(10_000, dtype=dtype), torch.full((10_000,), 300.0, dtype=dtype)
-    SAM(1.0).perturb_([w], [g])
-    assert torch.allclose(w.float(), torch.full((10_000,), 0.01), rtol=1e-2)
+    with SAM(1.0).perturbed([w], [g]):
+        assert torch.allclose(w.float(), torch.full((10_000,), 0.01), rtol=1e-2)
 
 
 def test_inputs_are_left_alone() -> None:
@@ -68,5 +69,5 @@ def test_nothing_waits_for_the_device() -> None:
 def test_e_has_its_length_in_half_precision_when_the_gradient_is_small(dtype: torch.dtype) -> None:
     """1/norm is 100,000 here, more than float16 holds."""
     param, grad = torch.zeros(1000, dtype=dtype), torch.full((1000,), 1e-5 / 1000**0.5).to(dtype)
-    SAM(0.05).perturb_([param], [grad])
-    assert param.float().norm().item() == pytest.approx(0.05, rel=2e-3)
+    with SAM(0.05).perturbed([param], [grad]):
+        assert param.float().norm().item() == pytest.approx(0.05, rel=2e-3)

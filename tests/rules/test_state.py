@@ -17,8 +17,8 @@ from lightning_same import AESAM, FriendlySAM, LookSAM, Memory, Rule, VaSSO, wit
 def test_a_rule_that_remembers_asks_for_a_memory(rule: Rule) -> None:
     w = [torch.ones(2)]
     assert rule.stateful
-    with pytest.raises(ValueError, match=r"Make `memory = Memory\(params\)` once"):
-        rule.perturb_(w, w)
+    with pytest.raises(ValueError, match=r"Make `memory = Memory\(params\)` once"), rule.perturbed(w, w):
+        pass
     with pytest.raises(ValueError, match="carries something from step to step"):
         rule.combine(w, w)
 
