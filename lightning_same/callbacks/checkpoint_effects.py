@@ -113,7 +113,7 @@ class CheckpointEffectMonitor(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._values.clear()
         self._kept.clear()
-        if self.losses_fn is None and not callable(getattr(pl_module, "losses", None)):
+        if self.losses_fn is None and not callable(getattr(type(pl_module), "losses", None)):
             raise RuntimeError(
                 f"CheckpointEffectMonitor: {type(pl_module).__name__} has no `losses(batch)`, which gives the loss of"
                 " each sample. Write one, or give the callback a `losses_fn(module, batch)`."

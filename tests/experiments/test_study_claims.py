@@ -106,7 +106,7 @@ def test_a_claim_is_open_as_often_as_the_power_says() -> None:
         found.append(judged(*pair, ("greater", "greater")))
     confirmed = np.mean([outcome == "confirmed" and p < 0.05 for outcome, p in found])
     assert 0.58 < confirmed < 0.72
-    assert np.mean([outcome == "refuted" and p < 0.05 for outcome, p in found]) < 0.02
+    assert np.mean([outcome == "refuted" and p < 0.05 for outcome, p in found]) < 0.06  # at delta: in 5% at most
 
 
 def differences(mean: float, spread: float = 0.002) -> Differences:
