@@ -101,7 +101,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
             yield f"[{index}]", value[index]
     elif isinstance(value, set | frozenset):
         yield " (length)", len(value)
-    else:
+    elif type(value).__module__.partition(".")[0] not in ("torch", "lightning"):
         slots = [name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ())]
         attributes = {name: getattr(value, name) for name in slots if isinstance(name, str) and hasattr(value, name)}
         for name, item in {**attributes, **getattr(value, "__dict__", {})}.items():
@@ -112,8 +112,9 @@ def _digest(tensor: Tensor) -> str:
     tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     if tensor.is_meta or nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_nested:
         return f"tensor {type(tensor).__name__}"
-    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor
-    return f"tensor {tuple(tensor.shape)} {_hash(values.numpy().tobytes() if tensor.numel() else b'')}"
+    # Of a copy: what numpy has seen cannot be resized any more.
+    values = tensor.detach().clone(memory_format=torch.contiguous_format).cpu().reshape(-1)
+    return f"tensor {tuple(tensor.shape)} {_hash(values.view(torch.uint8).numpy().tobytes() if len(values) else b'')}"
 
 
 def _hash(data: bytes) -> str:

@@ -61,11 +61,12 @@ class _Muted(Logger):
 @lru_cache(maxsize=64)
 def _muted_kind(kind: type[Logger]) -> type[Logger]:
     """A subclass whose methods to log do nothing, also those that a kind of logger adds, such as ``log_image``."""
-    namespace: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    namespace: dict[str, Any] = {"__module__": __name__}
     for name in dir(kind):
         if name.startswith("log") and inspect.isfunction(getattr(kind, name)):
             namespace[name] = _nothing
-    return type(kind.__name__, (_Muted, kind), namespace)
+    # Not by the same name: the command line finds loggers by theirs.
+    return type(f"_Muted{kind.__name__}", (_Muted, kind), namespace)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property, partial, singledispatch
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
 import numpy as np
@@ -18,8 +18,10 @@ from lightning_same.replay.batch import ATOMS, overlaps, storage_of
 from lightning_same.replay.random_state import random_state
 from lightning_same.replay.tensor_copies import TensorCopies
 
-REGISTERED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+REGISTERED = ("_parameters", "_buffers", "_modules")
 """Where a module keeps what is registered with it."""
+
+NOTHING: dict[str, Any] = {}
 
 # What torch and Lightning keep for themselves in a module: a forward leaves it alone, or it belongs to the Trainer.
 # `log` and `print` are attributes only while they are muted.
@@ -36,27 +38,8 @@ LENGTH_LIMIT = 1024
 """A list with more items is copied but not looked into, for the same reason."""
 
 
-class Attributes(NamedTuple):
-    """The attributes of one module.
-
-    Attributes:
-        now: the module's own dictionary.
-        unheld: names in it that are not held.
-        held: the others, with their values.
-        size: how many there are in all.
-    """
-
-    now: dict[str, Any]
-    unheld: frozenset[str]
-    held: dict[str, Any]
-    size: int
-
-    def restore(self) -> None:
-        """Put the held values back, and take away attributes that were not there."""
-        self.now.update(self.held)
-        if len(self.now) > self.size:
-            for name in self.now.keys() - self.unheld - self.held.keys():
-                del self.now[name]
+Attributes: TypeAlias = tuple[dict[str, Any], frozenset[str], dict[str, Any], int]
+"""Of one module: its own dictionary, names in it that are not held, the others with their values, how many in all."""
 
 
 class Snapshot:
@@ -88,11 +71,12 @@ class Snapshot:
         self._unheld_names = UNHELD if modes else UNHELD | {"training"}
         self._unheld = unheld
         self._attributes: list[Attributes] = []
-        self._registered: list[tuple[Any, Any]] = []
+        self._registered: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._seen: set[int] = set()
         self._to_copy: dict[int, Tensor] = {}
-        self.hold_modules(modules_of(module))
-        self._requires_grad = self._hold_parameters(module)
+        modules = modules_of(module)
+        self.hold_modules(modules)
+        self._requires_grad = self._hold_parameters(modules)
         self._copies = TensorCopies(self._to_copy.values())
         del self._seen, self._to_copy
 
@@ -105,10 +89,14 @@ class Snapshot:
         """Put everything back. May be called many times."""
         for undo in self.undo:
             undo()
-        for attributes in self._attributes:
-            attributes.restore()
+        for now, unheld, held, size in self._attributes:
+            now.update(held)
+            if len(now) > size:
+                for name in now.keys() - unheld - held.keys():
+                    del now[name]
         for container, items in self._registered:
-            if not _same_items(container, items):
+            # Nearly all hold what they held, and half of them nothing.
+            if (container or items) and not _same_items(container, items):
                 refill(container, items)
         for param, requires_grad in self._requires_grad:
             if param.requires_grad != requires_grad:
@@ -122,25 +110,27 @@ class Snapshot:
 
     def hold_modules(self, modules: Iterable[nn.Module]) -> None:
         """Hold modules without their submodules."""
+        seen, registered = self._seen, self._registered
         for module in modules:
-            if id(module) in self._seen:
+            if id(module) in seen:
                 continue
-            self._seen.add(id(module))
+            seen.add(id(module))
             attributes = vars(module)
             for name in REGISTERED:
                 container = attributes[name]
-                self._registered.append((container, container.copy()))
-            for buffer in module._buffers.values():
+                registered.append((container, container.copy() if container else NOTHING))
+            for buffer in attributes["_buffers"].values():
                 if buffer is not None:
                     self.hold_tensor(buffer)
-            is_metric = torchmetrics.Metric in type(module).__mro__
+            is_metric = torchmetrics.Metric in type(module).__mro__  # Of an abstract class, isinstance is slow.
             unheld = self._unheld_names | OF_METRIC if is_metric else self._unheld_names
             held = {name: value for name, value in attributes.items() if name not in unheld}
-            self._attributes.append(Attributes(attributes, unheld, held, len(attributes)))
+            self._attributes.append((attributes, unheld, held, len(attributes)))
             # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
             states: Any = module._defaults if is_metric else ()
             for name, value in held.items():
-                self.hold(value, deep=name not in states)
+                if type(value) not in ATOMS:
+                    self.hold(value, deep=name not in states)
 
     def hold_tensor(self, tensor: Tensor) -> None:
         """Hold a tensor by value, if it is a state.
@@ -171,9 +161,9 @@ class Snapshot:
             for item in items:
                 self.hold(item)
 
-    def _hold_parameters(self, module: nn.Module) -> list[tuple[Tensor, bool]]:
+    def _hold_parameters(self, modules: Iterable[nn.Module]) -> list[tuple[Tensor, bool]]:
         """Hold the parameters that nobody else takes care of; returns which require a gradient."""
-        params = parameters_of(module)
+        params = [param for module in modules for param in module._parameters.values() if param is not None]
         unheld = {id(param) for param in self._unheld}
         frozen = [
             param
@@ -282,12 +272,8 @@ def refill(container: Any, items: Any) -> None:
         container.extend(items)
 
 
-def _same_items(container: Any, items: Any) -> bool:
-    """Whether a dict or set of names still holds the same objects, which nearly all do."""
-    if len(container) != len(items):
-        return False
-    if not items or isinstance(container, set):
-        return bool(container == items)
+def _same_items(container: dict[str, Any], items: dict[str, Any]) -> bool:
+    """Whether a dict still holds the same objects by the same names."""
     return container.keys() == items.keys() and all(map(operator.is_, container.values(), items.values()))
 
 

@@ -1,6 +1,7 @@
 """Copies of many tensors, made and written back by a number of operations that does not grow with theirs."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -17,14 +18,14 @@ class TensorCopies:
         tensors: any, each once.
     """
 
-    @torch.no_grad()
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         groups: dict[tuple[torch.dtype, torch.device] | int, list[Tensor]] = {}
         for tensor in tensors:
             dense = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
             dense = dense and tensor.layout == torch.strided and tensor.is_contiguous()
             groups.setdefault((tensor.dtype, tensor.device) if dense else id(tensor), []).append(tensor)
-        self._groups = [(group, _copies(group)) for group in groups.values()]
+        with torch.no_grad() if groups else nullcontext():
+            self._groups = [(group, _copies(group)) for group in groups.values()]
 
     @property
     def nbytes(self) -> int:
@@ -40,21 +41,21 @@ class TensorCopies:
             for tensor, copy in zip(tensors, copies, strict=True)
         )
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Write the values back.
 
         Through ``.data``, which leaves version counters alone: a graph that the user keeps across the two passes stays
         usable, for once all is restored its saved tensors have the values they had.
         """
-        for tensors, copies in self._groups:
+        for tensors, copies in self._groups:  # Often there is none.
             pairs = [
                 (tensor.data, copy)
                 for tensor, copy in zip(tensors, copies, strict=True)
                 if _must_be_written(tensor, copy)
             ]
             if pairs:
-                torch._foreach_copy_([tensor for tensor, _ in pairs], [copy for _, copy in pairs])
+                with torch.no_grad():
+                    torch._foreach_copy_([tensor for tensor, _ in pairs], [copy for _, copy in pairs])
 
 
 def _copies(group: list[Tensor]) -> list[Tensor]:

@@ -118,7 +118,8 @@ def _log_step(trainer: pl.Trainer, route: Route) -> None:
         values["sam/rho"] = step.rho
     if step.may_be_dropped:
         values["sam/skipped_steps"] = float(route.fit.skipped_steps)
-    log_now(trainer, values, to_loggers=logs_this_step(trainer))
+    if values:
+        log_now(trainer, values, to_loggers=logs_this_step(trainer))
 
 
 def _log_another_rule(before: str | None, rule: Rule | None) -> None:

@@ -13,7 +13,7 @@ import pytest
 from lightning_same.experiments.study.figures import curve_pictures, fraction_pictures
 from lightning_same.plots.palette import CKPTS, METHODS, QUANTITIES, REFERENCES, REST, Style, method_styles
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009:
 # full protanopia, deuteranopia and tritanopia, on linear RGB.
