@@ -27,6 +27,9 @@ from lightning_same.experiments.noise import (
 
 Noise = Literal["none", "symmetric", "asymmetric", "pair_flip", "instance", "file"]
 
+MOST: Mapping[str, float] = {"asymmetric": 0.4, "pair_flip": 0.45}
+"""The largest rates of noise that leads to one other class: those that the papers use."""
+
 
 class NoisyImageData(LightningDataModule, abc.ABC):
     """Training images with label noise; validation and test images with true labels.
@@ -39,8 +42,9 @@ class NoisyImageData(LightningDataModule, abc.ABC):
     images as they are, without augmentation and in a fixed order, with the labels to train on.
 
     Args:
-        noise_rate: share of the training labels that is replaced by another class, from 0 to below 1. What it means for
-            each kind of noise stands in `lightning_same.experiments.noise`; ``realised_noise_rate`` is what came of it.
+        noise_rate: share of the training labels that is replaced by another class, from 0 to below 1; at most 0.4 with
+            asymmetric noise and 0.45 with pair flips. What it means for each kind of noise stands in
+            `lightning_same.experiments.noise`; ``realised_noise_rate`` is what came of it.
         noise_seed: seed of the noise.
         split_seed: seed of the splits.
         val_fraction: share of the training images that is kept for validation, above 0 and below 1.
@@ -104,6 +108,11 @@ class NoisyImageData(LightningDataModule, abc.ABC):
         if noise not in get_args(Noise):
             raise ValueError(
                 f"{type(self).__name__}: `noise` must be one of {', '.join(get_args(Noise))}, got {noise!r}."
+            )
+        if noise in MOST and noise_rate > MOST[noise]:
+            raise ValueError(
+                f"{type(self).__name__}: `noise_rate` must be at most {MOST[noise]} with {noise} noise, got"
+                f" {noise_rate!r}. At one half, a class and the one that it is taken for could be swapped."
             )
         if train_size is not None and train_size < self.num_classes:
             raise ValueError(

@@ -1,6 +1,7 @@
 """The models of the experiments."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -69,3 +70,19 @@ def test_small_cnn_pools_to_the_size_given(pool: int) -> None:
     model = SmallCNN(10, width=4, pool=pool)
     assert model.head.in_features == 16 * pool**2
     assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), ("none", None)])
+def test_small_cnn_has_the_norm_that_is_asked_for(norm: Any, kind: type[nn.Module] | None) -> None:
+    model = SmallCNN(10, width=4, norm=norm)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | nn.GroupNorm)]
+    assert [type(module) for module in norms] == ([kind] * 3 if kind else [])
+    if norm != "batch":  # then no sample depends on another
+        x = torch.randn(5, 1, 8, 8)
+        torch.testing.assert_close(model(x)[:2], model(x[:2]))
+
+
+@pytest.mark.parametrize(("options", "told"), [({"norm": "layer"}, "'layer'"), ({"norm": "group", "width": 6}, "6")])
+def test_a_norm_that_cannot_be_is_refused(options: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=rf"SmallCNN: .* got {told}"):
+        SmallCNN(10, **options)

@@ -1,5 +1,6 @@
 """Label noise of every kind, by itself and in the data."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,30 @@ def test_labels_of_people_are_read_from_their_file(tmp_path: Path, monkeypatch: 
         human_labels(file, "worse_label", true.label.flip(0))
     with pytest.raises(ValueError, match=r"there is no file 'nowhere.pt'.* http://noisylabels.com"):
         human_labels("nowhere.pt", "worse_label", true.label)
+
+
+def test_a_file_of_numpy_1_is_read_as_the_authors_wrote_it(tmp_path: Path) -> None:
+    """numpy 1 called its module `numpy.core`; all else in the file is the same."""
+    true = torch.arange(30) % 10
+    written = human_file(tmp_path / "now.pt", true, worse_label=(true + 1) % 10)
+    changed = 0
+    with zipfile.ZipFile(written) as now, zipfile.ZipFile(tmp_path / "then.pt", "w") as then:
+        for item in now.infolist():
+            content = now.read(item)
+            for module in b"numpy._core.multiarray", b"numpy.core.multiarray":
+                changed += content.count(module)
+                content = content.replace(module, b"numpy.core.multiarray")
+            then.writestr(item.filename, content)
+    assert changed
+    assert torch.equal(human_labels(tmp_path / "then.pt", "worse_label", true), (true + 1) % 10)
+
+
+def test_noise_that_could_swap_two_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`noise_rate` must be at most 0.4 with asymmetric noise, got 0.5"):
+        DigitsData(noise="asymmetric", noise_rate=0.5)
+    with pytest.raises(ValueError, match=r"`noise_rate` must be at most 0.45 with pair_flip noise, got 0.5"):
+        DigitsData(noise="pair_flip", noise_rate=0.5)
+    assert DigitsData(noise="symmetric", noise_rate=0.5).noise_rate == 0.5
 
 
 def test_a_file_of_labels_runs_no_code(tmp_path: Path) -> None:

@@ -72,13 +72,14 @@ def report_on(folder: Path, runs: list[Run], monitors: bool = True, **options: A
 def test_a_report_holds_what_was_planted(tmp_path: Path) -> None:
     runs = [run_of(method, seed, sam=same(1)) for method in ("SAM", "SAME 1") for seed in range(3)]
     text = report_on(tmp_path, runs, description="What is *asked*.")
-    assert "| SAME 1 | early | undecided | +0.0 [+0.0, +0.0] | +5.0 [+5.0, +5.0] | useful pattern | open |" in text
+    # All differences are equal, which tells nothing of the next seed: no interval, no word, no verdict.
+    assert "| SAME 1 | early | 3 | +0.0 open | +5.0 open | open |" in text
     assert (
         "| SAM | 3 | 51.0 ± 1.0 | 51.0 ± 1.0 | 60.0 ± 1.0 | 58.0 ± 0.0 | 68.0 ± 0.0 | 48.0 ± 0.0 | -2.0 ± 1.0 |" in text
     )
     assert "Wrong training labels: 40.0%." in text
     assert "6 of 6 runs are finished: 2 variants, seeds 0, 1, 2." in text
-    table = pd.read_csv(tmp_path / "tables" / "verdicts.csv")
+    table = pd.read_csv(tmp_path / "tables" / "claims.csv")
     assert table["validation"].tolist() == pytest.approx([0.05, 0.05])
     assert pd.read_csv(tmp_path / "tables" / "curves.csv").shape[0] == 6 * EPOCHS
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
@@ -127,7 +128,37 @@ def test_a_report_of_few_metrics_says_what_is_missing(tmp_path: Path) -> None:
     text = report_on(tmp_path, runs, monitors=False)
     assert "Neither was logged: add `GradientNormMonitor` or `SharpnessMonitor`" in text
     assert "Not logged: add `CheckpointFractionMonitor`" in text
-    assert "| SGD | early | undecided | +0.0 | +5.0 |" in text
+    assert "| SGD | early | 1 | +0.0 open | +5.0 open | open |" in text
+
+
+def test_a_study_of_the_users_own_speaks_of_hypotheses(tmp_path: Path) -> None:
+    runs = [run_of(method, seed, sam=same(1)) for method in ("SAM", "SAME 1") for seed in range(3)]
+    own = report_on(tmp_path / "own", runs, claims={"SAME 1": {"late": ["less", "greater"]}})
+    assert "## Hypotheses" in own
+    assert "| the hypothesis | claim |" in own
+    assert "less, greater | open" in own
+    assert "notes" not in own
+    assert "notes" not in report_on(tmp_path / "none", runs)
+    assert "| the notes | claim |" in report_on(tmp_path / "notes", runs, claims="notes")
+
+
+def test_a_collapsed_run_is_counted_and_in_no_difference(tmp_path: Path) -> None:
+    runs = [run_of(method, seed, sam=same(1)) for method in ("SAM", "SAME 1") for seed in range(4)]
+    report_on(tmp_path, runs)
+    path = tmp_path / "runs" / runs[-1].name / "metrics.csv"
+    rows = pd.read_csv(path)
+    pd.DataFrame(rows.assign(**{"ckpt_fraction/rest": 0.9, "val/accuracy": 0.1})).to_csv(path, index=False)
+    write_report(study_of(runs), runs, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "**1 of 8 runs have collapsed** by the late phase" in text
+    assert f"`{runs[-1].name}` (rest 90%)" in text
+    assert pd.read_csv(tmp_path / "tables" / "claims.csv")["seeds"].tolist() == [3, 3]
+    assert pd.read_csv(tmp_path / "tables" / "claims.csv")["validation"].tolist() == pytest.approx([0.05, 0.05])
+    final = pd.read_csv(tmp_path / "tables" / "final.csv", keep_default_na=False)
+    assert final["collapsed"].tolist() == [""] * 7 + ["rest 90%"]
+    summary = pd.read_csv(tmp_path / "tables" / "summary.csv").set_index("variant")
+    assert summary["seeds"].to_dict() == {"SAM": 4, "SAME 1": 3}
+    assert summary["collapsed"].to_dict() == {"SAM": 0, "SAME 1": 1}
 
 
 def test_a_report_of_one_method_has_no_comparison(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import pandas as pd
 
 from lightning_same.experiments.study.claims import COLUMNS, claims, seeds_needed, sensitivity
 from lightning_same.experiments.study.collapse import collapsed
+from lightning_same.experiments.study.mechanism import amplification, mechanism
 from lightning_same.experiments.study.plan import Run, Study
-from lightning_same.experiments.study.radius import best_radius, equivalent_radius, explained, frontier
+from lightning_same.experiments.study.radius import best_radius, equivalent_radius, frontier
 from lightning_same.experiments.study.results import Results
 from lightning_same.experiments.study.statistics import phase_means
 from lightning_same.experiments.study.tables import comparisons, doses, final_values, grid, summary
@@ -29,6 +30,8 @@ class Analysis:
         frontier: where each method ends over the radius.
         trends: what changes with the condition and the radius.
         factors: what single gains do.
+        mechanism: whose gradient lies in which checkpoint, and whom a step along it helps.
+        amplification: by how much the second pass amplifies clean and noisy gradients.
         doses: how much of the step each variant changes.
         sharpness: top eigenvalues at equal training loss.
         final: each run at its end.
@@ -46,6 +49,8 @@ class Analysis:
     frontier: pd.DataFrame
     trends: pd.DataFrame
     factors: pd.DataFrame
+    mechanism: pd.DataFrame
+    amplification: pd.DataFrame
     doses: pd.DataFrame
     sharpness: pd.DataFrame
     final: pd.DataFrame
@@ -80,20 +85,19 @@ def analyse(study: Study, done: Sequence[Run], results: Results) -> Analysis:
         "late": phase_means(curves, study.late, late=True),
     }
     final = final_values(results, why)
-    equivalent = equivalent_radius(study, done, means["late"])
-    if len(equivalent):
-        equivalent["explained"] = explained(equivalent)
     cells = grid(results, final)
     return Analysis(
         collapsed=why,
         claims=claims(study, done, means).assign(seeds_needed=seeds_needed(study, done, means)),
         comparisons=comparisons(study, done, means),
         sensitivity=sensitivity(study, done, curves),
-        equivalent=equivalent,
+        equivalent=equivalent_radius(study, done, means["late"]),
         best=best_radius(study, done, means["late"], runs),
         frontier=frontier(study, done, means["late"]),
         trends=trends(study, done, means["late"]),
         factors=pd.concat([factors(study, done, means[phase], phase) for phase in means], ignore_index=True),
+        mechanism=mechanism(study, done, curves),
+        amplification=amplification(study, done, curves),
         doses=doses(done, means),
         sharpness=sharpness_at_equal_loss(study, done, curves),
         final=final,

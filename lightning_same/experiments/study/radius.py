@@ -73,12 +73,14 @@ def equivalent_radius(study: Study, done: Sequence[Run], late: pd.DataFrame) -> 
     Returns:
         One row per variant that is not of the reference: ``variant``, ``rho``, ``matched_on``, ``seeds`` with an
         equivalent radius, ``outside``, the seeds where the variant memorises more or less than the reference does at
-        any radius, ``equivalent_rho``, ``validation`` with its interval and word, and ``p`` after Holm's correction.
+        any radius, ``equivalent_rho``, ``validation`` with its interval and word, ``p`` after Holm's correction,
+        and ``explained``: yes if the difference is shown to be within ``delta``, no if it is shown to be beyond zero
+        and not that, else open.
     """
     references = _reference_path(study, done)
     noise = by_seed(late, MEMORISED)
     matched, validation = noise or by_seed(late, TRAINING), by_seed(late, VALIDATION)
-    rows, p = [], []
+    rows, p, words = [], [], []
     ours = {run.variant for _, run in references}
     for run in first_runs(done):
         if run.variant in ours or run.variant not in matched or len(references) < 3:
@@ -115,10 +117,16 @@ def equivalent_radius(study: Study, done: Sequence[Run], late: pd.DataFrame) -> 
                 "validation_is": found.word,
             }
         )
-        p.append(found.p(found.word) if found.word != "open" else (np.nan if np.isnan(low) else 1.0))
+        # What is within delta is explained, also if it can be told from zero.
+        similar = found.p("similar")
+        word = "similar" if similar < 1 - LEVEL else found.word
+        words.append({"similar": "yes", "open": "open"}.get(word, "no"))
+        p.append(np.nan if np.isnan(low) else 1.0 if word == "open" else found.p(word))
     table = pd.DataFrame(rows)
     if rows:
         table["p"] = holm(p)
+        sure = table["p"] < 1 - LEVEL
+        table["explained"] = np.where(sure, words, "open")
     return table
 
 
@@ -202,10 +210,3 @@ def _rest(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _name(method: str, settings: Mapping[str, Any]) -> str:
     others = ", ".join(f"{name.split('.')[-1]} {value}" for name, value in settings.items())
     return f"{method} ({others})" if others else method
-
-
-def explained(table: pd.DataFrame) -> pd.Series:
-    """For each row of `equivalent_radius`, whether the radius explains the variant."""
-    sure = table["p"] < 1 - LEVEL
-    words = np.where(table["validation_is"] == "similar", "yes", "no")
-    return pd.Series(np.where(sure, words, "open"), index=table.index)

@@ -15,6 +15,7 @@ from lightning_same.experiments.study.figures import (
     fraction_pictures,
     frontier_pictures,
 )
+from lightning_same.experiments.study.mechanism import LOSSES
 from lightning_same.experiments.study.page import page
 from lightning_same.experiments.study.plan import Run, Study
 from lightning_same.experiments.study.results import Results, read_results
@@ -63,6 +64,7 @@ def _text(
         *_head(study, done, results, found),
         *_claims(study, found, several),
         *_radius(study, found, pictures.pop("Over the radius")),
+        *_mechanism(found),
         *_options(found),
         "## At the end of training",
         _final_note(),
@@ -155,7 +157,7 @@ def _radius(study: Study, found: Analysis, pictures: Sequence[Picture]) -> list[
             f"The radius at which {study.reference} would do as much as a variant (memorised share of the wrong labels,"
             " or training accuracy where no label is wrong), within each seed, and the difference of validation"
             f" accuracy there. *Explained* by the radius: *yes* if that is shown to be within ±{100 * study.delta:g}"
-            " points, *no* if it is beyond zero, after Holm's correction. *Outside*: seeds in which no radius does as"
+            " points, *no* if it is beyond zero and not shown to be that small, after Holm's correction. *Outside*: seeds in which no radius does as"
             " much.",
             markdown(in_points(found.equivalent, {"validation"}, {"rho": 3, "equivalent_rho": 3})),
         ]
@@ -166,6 +168,41 @@ def _radius(study: Study, found: Analysis, pictures: Sequence[Picture]) -> list[
             markdown(in_points(found.best, {"test", "difference"}, {})),
         ]
     return body
+
+
+def _mechanism(found: Analysis) -> list[str]:
+    if not len(found.mechanism):
+        return []
+    return [
+        "## The mechanism",
+        "What a step of length one along s on each checkpoint does to first order: by how much it lowers the clean and"
+        " the noisy samples' part of the batch's loss, and the loss on validation data; means over the phase and the"
+        " seeds, with the interval over the seeds. *Noisy share*: the share of s there that comes from noisy samples."
+        " *Noisy dominated*: the share of elements on which their gradient is the larger one. *Beyond count*, *beyond"
+        " norm*: the effect on validation beyond that of a random set of elements, as many or with as large a norm of"
+        " s; the words hold after Holm's correction.",
+        markdown(_merged(found.mechanism, (*LOSSES, "noisy_share", "beyond_count", "beyond_norm"))),
+        "By how much the second pass amplifies gradients (the sum of |s| over that of |g|), on elements where clean and"
+        " where noisy samples have the larger gradient. *Difference*: clean minus noisy, within a seed.",
+        markdown(_merged(found.amplification, ("difference",))),
+    ]
+
+
+def _merged(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """A table whose columns ``NAME_low``, ``NAME_high`` and ``NAME_is`` stand in that of ``NAME``."""
+    shown: dict[str, list[str]] = {}
+    for name in map(str, rows.columns):
+        if name.removesuffix("_low").removesuffix("_high").removesuffix("_is") in names and name not in names:
+            continue
+        cells = []
+        for _, row in rows.iterrows():
+            value = row[name]
+            cell = "" if pd.isna(value) else f"{value:.3g}" if isinstance(value, float) else str(value)
+            if name in names and not pd.isna(row[f"{name}_low"]):
+                cell += f" [{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}]"
+            cells.append(f"{cell} {row.get(f'{name}_is', '')}".strip())
+        shown[name.replace("_", " ")] = cells
+    return pd.DataFrame(shown)
 
 
 def _options(found: Analysis) -> list[str]:

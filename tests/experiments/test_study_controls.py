@@ -1,0 +1,259 @@
+"""What the radius explains, trends, single gains, doses, sharpness at equal loss, collapsed runs and the mechanism."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.planted import run_of, same, study_of
+
+from lightning_same.experiments.study.collapse import collapsed
+from lightning_same.experiments.study.mechanism import amplification, mechanism
+from lightning_same.experiments.study.plan import Run
+from lightning_same.experiments.study.radius import best_radius, decreasing, equivalent_radius, frontier
+from lightning_same.experiments.study.tables import doses
+from lightning_same.experiments.study.trends import factors, sharpness_at_equal_loss, trends
+from lightning_same.experiments.study.variants import gains_of
+
+RHO = "sam.init_args.rho"
+RADII = (0.05, 0.1, 0.2, 0.4)
+SEEDS = 6
+
+
+def configured(method: str, rule: str | None, seed: int, swept: bool = True, **arguments: Any) -> Run:
+    sam = None if rule is None else {"class_path": rule, "init_args": arguments}
+    settings = {RHO: arguments["rho"]} if swept and "rho" in arguments else {}
+    name = "_".join([method, *map(str, arguments.values()), str(seed)])
+    return Run(name, method, settings, seed, {"sam": sam})
+
+
+def table(runs: list[Run], values: Any) -> pd.DataFrame:
+    """Late means of (variant, seed), each by ``values(run)``."""
+    index = pd.MultiIndex.from_tuples([(run.variant, run.seed) for run in runs], names=["variant", "seed"])
+    return pd.DataFrame([values(run) for run in runs], index=index)
+
+
+def radius_study(extra: float, validation: float) -> tuple[list[Run], pd.DataFrame]:
+    """SAM memorises 1 - rho and validates 0.5 + rho; the other acts like ``extra`` more radius, plus ``validation``."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for seed in range(SEEDS):
+        runs += [configured("SGD", None, seed), *(configured("SAM", "SAM", seed, rho=rho) for rho in RADII)]
+        runs += [configured("other", "SAME", seed, ckpt=1, rho=rho) for rho in (0.1, 0.2)]
+    common = {seed: rng.normal(0, 0.05) for seed in range(SEEDS)}
+
+    def values(run: Run) -> dict[str, float]:
+        rho = (run.config["sam"] or {"init_args": {"rho": 0.0}})["init_args"]["rho"]
+        acts = rho + (extra if run.method == "other" else 0.0)
+        more = validation if run.method == "other" else 0.0
+        return {
+            "train_eval/noisy_accuracy": 1 - acts,
+            "train_eval/accuracy": 0.9 - acts,
+            "val/accuracy": 0.5 + acts + more + common[run.seed] + rng.normal(0, 0.002),
+        }
+
+    return runs, table(runs, values)
+
+
+def test_a_variant_that_is_a_larger_radius_is_explained_by_it() -> None:
+    runs, late = radius_study(extra=0.07, validation=0.0)
+    found = equivalent_radius(study_of(runs), runs, late)
+    assert found["variant"].tolist() == ["other (rho 0.1)", "other (rho 0.2)"]
+    assert found["equivalent_rho"].tolist() == pytest.approx([0.17, 0.27])
+    assert found["validation"].tolist() == pytest.approx([0, 0], abs=0.005)
+    assert found["explained"].tolist() == ["yes", "yes"]
+
+
+def test_what_is_better_than_any_radius_is_not_explained() -> None:
+    runs, late = radius_study(extra=0.07, validation=0.06)
+    found = equivalent_radius(study_of(runs), runs, late)
+    assert found["validation"].tolist() == pytest.approx([0.06, 0.06], abs=0.005)
+    assert found["validation_is"].tolist() == ["greater", "greater"]
+    assert found["explained"].tolist() == ["no", "no"]
+
+
+def test_a_variant_that_no_radius_equals_is_counted_and_not_judged() -> None:
+    runs, late = radius_study(extra=0.5, validation=0.0)
+    found = equivalent_radius(study_of(runs), runs, late)
+    assert found["outside"].tolist() == [SEEDS, SEEDS]
+    assert found["explained"].tolist() == ["open", "open"]
+
+
+def test_the_frontier_has_a_point_per_method_and_radius() -> None:
+    runs, late = radius_study(extra=0.1, validation=0.0)
+    found = frontier(study_of(runs), runs, late)
+    assert list(zip(found["method"], found["rho"], strict=True)) == [
+        ("SGD", 0.0),
+        *(("SAM", rho) for rho in RADII),
+        ("other", 0.1),
+        ("other", 0.2),
+    ]
+    assert found["memorised"].tolist() == pytest.approx([1.0, 0.95, 0.9, 0.8, 0.6, 0.8, 0.7])
+
+
+def test_the_best_radius_is_chosen_on_validation_and_judged_on_the_test() -> None:
+    runs, late = radius_study(extra=0.0, validation=0.0)
+    rows = [
+        {"variant": run.variant, "seed": run.seed, "last/test/accuracy": 0.9 if run.settings.get(RHO) == 0.1 else 0.6}
+        for run in runs
+    ]
+    found = best_radius(study_of(runs), runs, late, pd.DataFrame(rows)).set_index("method")
+    assert found.loc["SAM", "chosen"] == f"0.4 ({SEEDS})"  # best on validation, whatever the test says
+    assert found.loc["SAM", "test"] == pytest.approx(0.6)
+    assert found.loc["other", "chosen"] == f"0.2 ({SEEDS})"
+
+
+def test_values_out_of_order_are_pooled() -> None:
+    assert decreasing([3.0, 1.0, 2.0, 0.0]) == [3.0, 1.5, 1.5, 0.0]
+    assert decreasing([1.0, 2.0, 3.0]) == [2.0, 2.0, 2.0]
+
+
+def test_trends_are_slopes_per_doubling() -> None:
+    rng = np.random.default_rng(1)
+    runs = [configured("SAM", "SAM", seed, rho=0.1) for seed in range(SEEDS)]
+    runs += [
+        configured(f"SAME {c}", "SAME", seed, swept=False, ckpt=1, condition=c, rho=0.1)
+        for c in (2.0, 4.0)
+        for seed in range(SEEDS)
+    ]
+
+    def values(run: Run) -> dict[str, float]:
+        c = run.config["sam"]["init_args"].get("condition", 1.0)
+        noise = rng.normal(0, 0.01)
+        return {
+            "train_eval/accuracy": 0.9 - 0.1 * np.log2(c) + noise,
+            "grad_norm/base": 4 / c * (1 + noise),
+            "sharpness/top_eigenvalue": 10 * (1 + noise),
+        }
+
+    found = trends(study_of(runs, claims="notes"), runs, table(runs, values)).set_index("metric")
+    assert set(found["path"]) == {"SAME 1, rho 0.1"}
+    assert set(found["values"]) == {"1, 2, 4"}
+    assert found.loc["training accuracy", "slope"] == pytest.approx(-0.1, abs=0.02)
+    assert found.loc["norm of the gradient", "slope"] == pytest.approx(-1, abs=0.05)
+    claims = found["claim"].to_dict()
+    assert claims == {"training accuracy": "refuted", "norm of the gradient": "confirmed", "top eigenvalue": "open"}
+
+
+def test_main_effects_of_a_factorial_are_found_apart() -> None:
+    """1 doubled adds 4 points, 3 halved takes 3, 4 doubled nothing."""
+    rng = np.random.default_rng(2)
+    effects = {1: 0.04, 3: -0.03, 4: 0.0}
+    runs = []
+    for one in (1.0, 2.0):
+        for three in (1.0, 0.5):
+            for four in (1.0, 2.0):
+                gains = {"ckpt1": one, "ckpt2": 1.0, "ckpt3": three, "ckpt4": four}
+                runs += [
+                    configured(f"{one} {three} {four}", "CheckpointGains", seed, swept=False, **gains, rho=0.2)
+                    for seed in range(SEEDS)
+                ]
+
+    def values(run: Run) -> dict[str, float]:
+        given = run.config["sam"]["init_args"]
+        sum_ = sum(effect for k, effect in effects.items() if given[f"ckpt{k}"] != 1)
+        return {name: 0.5 + sum_ + rng.normal(0, 0.003) for name in ("train_eval/accuracy", "val/accuracy")}
+
+    found = factors(study_of(runs), runs, table(runs, values), "late").set_index("ckpt")
+    assert found["pairs"].tolist() == [4, 4, 4]
+    for k, effect in effects.items():
+        assert found.loc[k, "validation"] == pytest.approx(effect, abs=0.004)
+    assert found["supported"].to_dict() == {1: "yes", 3: "no", 4: "no"}
+
+
+def test_gains_are_read_from_configurations() -> None:
+    def gains(rule: str | None, **arguments: Any) -> Any:
+        return gains_of({"sam": None if rule is None else {"class_path": rule, "init_args": arguments}})
+
+    assert gains("lightning_same.SAM", rho=0.1) == (1, 1, 1, 1)
+    assert gains("SAME", ckpt=[1, 3], condition=3.0) == (3, 1, 3, 1)
+    assert gains("CustomSAME") == (2, 1, 0.5, 2)
+    assert gains("SANER", alpha=0.25) == (1, 0.75, 1, 1)
+    assert gains("SANER", warmup_epochs=5) is None
+    assert gains("SAM", perturbation={"class_path": "Adaptive"}) is None
+    assert gains("ASAM") is gains(None) is None
+
+
+def test_the_dose_is_the_length_of_the_change() -> None:
+    runs = [configured("SAME 1", "SAME", 0, swept=False, ckpt=1, condition=3.0, rho=0.1)]
+    runs += [configured("dose", "CheckpointDose", 0, swept=False, ckpt=4, dose=0.25, rho=0.1)]
+    norms = {"grad_norm/perturbed": 10.0, "grad_norm/ckpt1": 8.0, "grad_norm/ckpt2": 6.0}
+    means = table(runs, lambda run: norms | {"grad_norm/ckpt3": 0.0, "grad_norm/ckpt4": 0.0})
+    found = doses(runs, {"late": means})
+    assert found["dose"].tolist() == pytest.approx([2 * 0.8, 0.25])
+    assert found.loc[0, ["ckpt1", "ckpt2", "ckpt3"]].tolist() == pytest.approx([0.64, 0.36, 0.0])
+
+
+def test_sharpness_is_compared_at_the_loss_that_both_have_reached() -> None:
+    """Both have log(top) = 3 + loss: equally sharp at every loss, though one ends at a lower one, and so less sharp."""
+    runs = [run_of("SAM", seed) for seed in range(4)] + [run_of("SAME 1", seed, sam=same(1)) for seed in range(4)]
+    for run in runs:
+        run.config["sam"].setdefault("init_args", {})["rho"] = 0.1
+    rng = np.random.default_rng(0)
+    rows = []
+    for run in runs:
+        for epoch in range(1, 6):
+            loss = 2 - epoch * (0.2 if run.method == "SAM" else 0.3)
+            top = float(np.exp(3 + loss + rng.normal(0, 1e-3)))
+            rows.append(
+                {"run": run.name, "variant": run.variant, "seed": run.seed, "epoch": epoch}
+                | {"train_eval/loss": loss, "sharpness/top_eigenvalue": top}
+            )
+    found = sharpness_at_equal_loss(study_of(runs), runs, pd.DataFrame(rows)).iloc[0]
+    assert found["loss"] == pytest.approx(1.0)
+    assert found["ratio"] == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"ckpt_fraction/rest": 0.8}, "rest 80%"),
+        ({"train_eval/loss": 2.4}, "training loss 2.40 > ln 10"),
+        ({"train_eval/loss": float("nan")}, "training loss nan"),
+        ({"ckpt_fraction/rest": 0.3, "train_eval/loss": 2.0}, None),
+    ],
+)
+def test_a_network_that_is_dead_or_worse_than_a_guess_has_collapsed(values: dict[str, float], why: str | None) -> None:
+    run = Run("r", "SAM", {}, 0, {"model": {"init_args": {"num_classes": 10}}})
+    rows = [
+        {"run": "r", "variant": "SAM", "seed": 0, "epoch": epoch, "train_eval/loss": 1.0, "ckpt_fraction/rest": 0.1}
+        | (values if epoch > 15 else {})
+        for epoch in range(1, 21)
+    ]
+    assert collapsed([run], pd.DataFrame(rows), 0.25) == ({"r": why} if why else {})
+
+
+def test_the_mechanism_is_read_in_three_phases_and_beside_the_placebo() -> None:
+    rng = np.random.default_rng(0)
+    runs = [run_of("SAM", seed) for seed in range(SEEDS)]
+    rows = []
+    for run in runs:
+        for epoch in range(1, 21):
+            row: dict[str, Any] = {"run": run.name, "variant": run.variant, "seed": run.seed, "epoch": epoch}
+            late = epoch > 15
+            for k in (1, 2, 3, 4):
+                noise = rng.normal(0, 0.01)
+                row[f"ckpt_effect/ckpt{k}/clean"] = row[f"ckpt_effect/ckpt{k}/noisy"] = 0.2 + noise
+                row[f"ckpt_effect/ckpt{k}/validation"] = (0.3 if k == 1 and late else 0.1) + noise
+                row[f"ckpt_share/ckpt{k}/noisy"] = row[f"ckpt_dominated/ckpt{k}/noisy"] = 0.6
+                for match in "count", "norm":
+                    row[f"ckpt_placebo_{match}/ckpt{k}/validation"] = 0.1 + rng.normal(0, 0.01)
+            for where, more in ("clean_dominated", 0.0), ("noisy_dominated", 0.3):
+                row[f"ckpt_amplification/{where}/whole"] = 1.1
+                row[f"ckpt_amplification/{where}/clean"] = 1.2 + more + rng.normal(0, 0.01)
+                row[f"ckpt_amplification/{where}/noisy"] = 1.2 + rng.normal(0, 0.01)
+            rows.append(row)
+    curves = pd.DataFrame(rows)
+    found = mechanism(study_of(runs), runs, curves).set_index(["phase", "ckpt"])
+    assert len(found) == 12
+    words = found["beyond_norm_is"]
+    assert words["late", 1] == "greater"
+    assert set(words.drop(("late", 1))) == {"open"}
+    assert found.loc[("middle", 2), "validation"] == pytest.approx(0.1, abs=0.01)
+    dominated = amplification(study_of(runs), runs, curves).set_index(["phase", "where"])
+    assert dominated.loc[("late", "noisy_dominated"), "difference"] == pytest.approx(0.3, abs=0.02)
+    assert dominated["difference_is"].to_dict() == {
+        (phase, where): "greater" if where == "noisy_dominated" else "open"
+        for phase in ("early", "middle", "late")
+        for where in ("clean_dominated", "noisy_dominated")
+    }
