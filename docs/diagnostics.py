@@ -38,7 +38,7 @@ def main(target: Path, max_epochs: int = 40) -> None:
         )
         data = DigitsData(noise_rate=0.4, val_fraction=0.2, batch_size=64, augment=False)
         trainer.fit(ImageClassifier(SmallCNN(10, width=16), num_classes=10), data)
-        plot([folder])
+        plot([folder, "--labels", "SGD, 40% wrong labels"])
         for name in ("fractions", "norms", "sharpness"):
             shutil.copy(Path(folder) / f"{name}.png", target / f"diagnostics_{name}.png")
 

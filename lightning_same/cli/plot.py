@@ -1,8 +1,12 @@
-"""``lightning-same plot``: figures of what the monitors have logged, as PNG and SVG."""
+"""``lightning-same plot``: figures of what a run has logged, as PNG and SVG, and of several runs beside each other."""
 
 import argparse
+import difflib
 import io
+import os
+import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -10,14 +14,15 @@ from typing import TYPE_CHECKING, NoReturn
 from typing_extensions import override
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
-MONITORS = {
-    "fractions": "CheckpointFractionMonitor",
-    "norms": "GradientNormMonitor",
-    "sharpness": "SharpnessMonitor",
-}
-"""The figures, and the callback that logs what each shows."""
+EPILOG = """examples:
+  lightning-same plot lightning_logs/version_0
+  lightning-same plot runs/SGD runs/SAM runs/SAME --labels SGD SAM "SAME, ckpt 1" --out figures
+  lightning-same plot runs/SGD runs/SAM --metric val/loss
+  lightning-same plot lightning_logs --watch
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,49 +33,170 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+class NotYet(ValueError):
+    """The runs have nothing to draw; later they may have."""
+
+
 def main(args: Sequence[str] | None = None) -> None:
-    """Draw every figure that a run has metrics for.
+    """Draw every figure that the runs have metrics for.
 
     Args:
         args: instead of the command line's.
     """
-    parser = Parser(prog="lightning-same plot", description="Draw what the monitors have logged, as PNG and SVG.")
-    parser.add_argument("run_dir", type=Path, help="folder of a run; of a folder above several runs, the newest")
-    parser.add_argument("--out", type=Path, help="folder to write the figures to (default: that of the run)")
+    parser = Parser(
+        prog="lightning-same plot",
+        description="Draw what the monitors have logged, as PNG and SVG.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run; of a folder above several, the newest run")
+    add("--labels", nargs="+", metavar="LABEL", help="names of the runs, in their order (default: from their folders)")
+    add("--metric", nargs="+", metavar="KEY", help="draw these logged values, such as val/loss, a figure for each")
+    add("--out", type=Path, help="folder to write to (default: that of the run; of several, the one above them)")
+    add("--watch", action="store_true", help="draw again whenever the runs have logged more, until Ctrl-C")
+    add("--interval", type=_seconds, default=5.0, help="with --watch: seconds between two looks (default: 5)")
     given = parser.parse_args(args)
+    if given.labels and len(given.labels) != len(given.runs):
+        parser.error(f"--labels must name every run: got {len(given.labels)} labels for {len(given.runs)} runs.")
+    if given.labels and len(set(given.labels)) < len(given.labels):
+        parser.error(f"--labels must differ, got {', '.join(given.labels)}.")
     try:
-        _plot(given.run_dir, given.out)
+        _watch(given) if given.watch else _plot(given)
+    except KeyboardInterrupt:  # The way to end --watch.
+        sys.stdout.write("\n")
     except (ModuleNotFoundError, OSError, ValueError) as error:
         parser.error(str(error))
 
 
-def _plot(run_dir: Path, out: Path | None) -> None:
-    # Here, so that --help does not wait for Matplotlib and pandas.
-    from lightning_same.plots import draw_fractions, draw_norms, draw_sharpness, read_metrics
-    from lightning_same.plots.metrics import find_runs
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"must be seconds > 0, got {text}")
+    return seconds
 
-    *older, run = find_runs(run_dir)
-    table = read_metrics(run)
-    if older:
-        sys.stderr.write(f"{run_dir} holds {len(older) + 1} runs; this is the newest, {run}.\n")
-    figures, missing = {}, []
-    for draw, name in zip((draw_fractions, draw_norms, draw_sharpness), MONITORS, strict=True):
+
+def _watch(given: argparse.Namespace) -> None:
+    """Draw, and draw again whenever the loggers have written; wait for runs that have nothing to draw yet."""
+    drawn, said = None, ""
+    while True:
         try:
-            figures[name] = draw(table)
-        except KeyError:
-            missing.append(f"{name}: add {MONITORS[name]}")
-        except ValueError as error:
-            missing.append(f"{name}: {str(error).rstrip('.')}")
-    if not figures:
-        raise ValueError(f"{run_dir} has nothing to draw. {'; '.join(missing)}.")
-    folder = out or (run if older else run_dir)
+            written = _written(given.runs)
+            if written != drawn:
+                step = _plot(given, quiet=drawn is not None)
+                sys.stdout.write(f"Drawn at step {step}. Ctrl-C ends.\n")
+                drawn, said = written, ""
+        except NotYet as error:
+            if str(error) != said:
+                said = str(error)
+                sys.stderr.write(f"Waiting: {said}\n")
+        sys.stdout.flush()
+        time.sleep(given.interval)
+
+
+def _written(run_dirs: Sequence[Path]) -> list[tuple[Path, int, int]]:
+    """The files of metrics, when they were written, and their sizes."""
+    from lightning_same.plots.metrics import CSV, EVENTS
+
+    runs = [_runs(run_dir)[-1] for run_dir in run_dirs]
+    files = [file for run in runs for pattern in (CSV, EVENTS) for file in sorted(run.glob(pattern))]
+    return [(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+
+
+def _plot(given: argparse.Namespace, quiet: bool = False) -> int:
+    """Draw once.
+
+    Args:
+        given: the command's arguments.
+        quiet: whether not to tell which files were written and what is missing.
+
+    Returns:
+        The last step that is drawn.
+    """
+    from lightning_same.plots import read_metrics
+    from lightning_same.plots.metrics import run_names
+
+    found = [_runs(run_dir) for run_dir in given.runs]
+    notes = [
+        f"{run_dir} holds {len(runs)} runs; this is the newest, {runs[-1]}."
+        for run_dir, runs in zip(given.runs, found, strict=True)
+        if len(runs) > 1
+    ]
+    newest = [runs[-1] for runs in found]
+    labels = given.labels or run_names(newest)
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"every run must be named once, got {', '.join(map(str, newest))}.")
+    try:
+        tables = {label: read_metrics(run) for label, run in zip(labels, newest, strict=True)}
+    except (OSError, ValueError) as error:
+        raise NotYet(str(error)) from error
+    figures, missing = (_metrics(tables, given.metric), []) if given.metric else _figures(tables)
+    out = given.out or _above(newest if len(found) == 1 < len(found[0]) else given.runs)
     for name, figure in figures.items():
         for kind in ("png", "svg"):
-            file = folder / f"{name}.{kind}"
+            file = out / f"{name}.{kind}"
             _write(figure, file)
-            sys.stdout.write(f"{file}\n")
-    for message in missing:
-        sys.stderr.write(f"{message}\n")
+            sys.stdout.write("" if quiet else f"{file}\n")
+    for note in [] if quiet else [*notes, *missing]:
+        sys.stderr.write(f"{note}\n")
+    return max(int(table.index.max()) for table in tables.values())
+
+
+def _runs(run_dir: Path) -> list[Path]:
+    """The runs in a folder, the newest last."""
+    from lightning_same.plots.metrics import find_runs
+
+    try:
+        return find_runs(run_dir)
+    except (OSError, ValueError) as error:
+        raise NotYet(str(error)) from error
+
+
+def _above(folders: Sequence[Path]) -> Path:
+    """The folder that all of these lie in; of one, itself."""
+    absolute = any(folder.is_absolute() for folder in folders)
+    return Path(os.path.commonpath([folder.absolute() if absolute else folder for folder in folders]))
+
+
+def _figures(tables: "dict[str, pd.DataFrame]") -> "tuple[dict[str, Figure], list[str]]":
+    """What the monitors have logged, and what is missing."""
+    from lightning_same.plots.figures import MONITORED
+
+    figures, notes = {}, []
+    for name, (draw, monitor, keys) in MONITORED.items():
+        try:
+            figures[name] = draw(tables)
+        except KeyError:
+            notes.append(f"{name}: add {monitor}")
+        except ValueError as error:
+            notes.append(f"{name}: {str(error).rstrip('.')}")
+        else:
+            missing = [label for label, table in tables.items() if not any(key in table for key in keys)]
+            notes += [f"{name}: not of {label}, which has not logged them; add {monitor}" for label in missing]
+    if not figures:
+        raise NotYet(f"{', '.join(tables)} has nothing to draw. {'; '.join(notes)}.")
+    return figures, notes
+
+
+def _metrics(tables: "dict[str, pd.DataFrame]", keys: Sequence[str]) -> "dict[str, Figure]":
+    """A figure for each key, under a name that files can have."""
+    from lightning_same.plots import draw_metric
+
+    logged = sorted({str(key) for table in tables.values() for key in table})
+    figures = {}
+    for key in keys:
+        name = re.sub(r"[^\w.+-]", "-", key)
+        try:
+            figures[name] = draw_metric(tables, key)
+        except KeyError:
+            near = difflib.get_close_matches(key, logged, n=3) or logged
+            raise NotYet(f"--metric: {key} is not logged. Did you mean {' or '.join(near)}?") from None
+        except ValueError as error:
+            raise NotYet(str(error)) from error
+    return figures
 
 
 def _write(figure: "Figure", file: Path) -> None:
@@ -83,10 +209,12 @@ def _write(figure: "Figure", file: Path) -> None:
         # Without a date, the same metrics give the same file.
         metadata = {"Date": None} if file.suffix == ".svg" else None
         figure.savefig(content, format=file.suffix[1:], dpi=150, metadata=metadata)
+    part = file.with_name(f".{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists() and not file.is_file():  # Writing to a FIFO would wait forever.
+        if file.exists() and not file.is_file():
             raise FileExistsError(None, "not a regular file")
-        file.write_bytes(content.getvalue())
+        part.write_bytes(content.getvalue())
+        part.replace(file)  # A viewer that follows the file never sees half of it.
     except OSError as error:
         raise OSError(f"{file} cannot be written: {error.strerror}. Name another folder with --out.") from error

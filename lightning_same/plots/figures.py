@@ -1,13 +1,30 @@
-"""The figures of one run: checkpoint fractions, norms and sharpness over the steps."""
+"""The figures: checkpoint fractions, norms, sharpness and any other metric over the steps, of one run or several."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_same.plots.palette import CKPTS, QUANTITIES, REST, Style
-from lightning_same.plots.panels import RC, finite, label_ends, lines, log_scale, stacked_areas
+from lightning_same.plots.palette import CKPTS, QUANTITIES, REST, Style, method_styles
+from lightning_same.plots.panels import (
+    RC,
+    Ends,
+    finite,
+    label_ends,
+    legend_of_runs,
+    lines,
+    log_scale,
+    panel_grid,
+    show_zero,
+    stacked_areas,
+)
+
+Runs = pd.DataFrame | Mapping[str, pd.DataFrame]
+"""The metrics of a run, or those of several by their names."""
+
+KINDS = {"": "all samples", "_clean": "clean samples", "_noisy": "noisy samples"}
 
 SHARES = CKPTS | {"rest": REST}
 
@@ -18,12 +35,20 @@ def labelled(labels: Mapping[str, str]) -> dict[str, Style]:
 
 
 GRADIENTS = {"grad_norm/base": "g, at w", "grad_norm/perturbed": "s, at w + e", "grad_norm/step": "d, the step"}
-EIGENVALUES = {"sharpness/top_eigenvalue": "largest", "sharpness/bottom_eigenvalue": "smallest"}
+EIGENVALUES = {"sharpness/top_eigenvalue": "largest eigenvalue", "sharpness/bottom_eigenvalue": "smallest eigenvalue"}
 PANELS = {
     "norm of the gradients": labelled(GRADIENTS),
     "norm of s in each checkpoint": {f"grad_norm/{name}": style for name, style in CKPTS.items()},
     "cosine of g and s": labelled({"grad_cosine": ""}),
     "norm of the weights": labelled({"weight_norm": ""}),
+}
+NORMS = {
+    "grad_norm/base": "norm of g, at w",
+    "grad_norm/perturbed": "norm of s, at w + e",
+    "grad_norm/step": "norm of d, the step",
+    **{f"grad_norm/{name}": f"norm of s in checkpoint {style.label}" for name, style in CKPTS.items()},
+    "grad_cosine": "cosine of g and s",
+    "weight_norm": "norm of the weights",
 }
 LOGARITHMIC = ("norm of the gradients", "norm of s in each checkpoint")
 RESIDUALS = {
@@ -32,118 +57,218 @@ RESIDUALS = {
 }
 
 
-def draw_fractions(table: pd.DataFrame) -> Figure:
+def draw_fractions(runs: Runs) -> Figure:
     """The shares of the four checkpoints over training, stacked; those of clean and noisy samples beside, if logged.
 
     Args:
-        table: what `read_metrics` returns.
+        runs: what `read_metrics` returns, or several of these by the names of the runs. Every run has a row of panels,
+            or a panel, if none has logged clean and noisy samples.
 
     Raises:
-        KeyError: names the missing keys.
+        KeyError: names the missing keys, if no run has all of them.
         ValueError: if at no step all five shares are numbers from 0 to 1.
     """
-    kinds = {"": "all samples", "_clean": "clean samples", "_noisy": "noisy samples"}
-    _require(table, [f"ckpt_fraction/{name}" for name in SHARES])
-    shares = {kind: table.filter(items=[f"ckpt_fraction{kind}/{name}" for name in SHARES]) for kind in kinds}
-    shares = {kind: _valid_shares(rows) for kind, rows in shares.items() if len(rows.columns) == len(SHARES)}
-    _require_values(shares[""], *(f"ckpt_fraction/{name}" for name in SHARES))
-    shares = {kind: rows for kind, rows in shares.items() if len(rows)}
+    tables = _by_name(runs)
+    _require(tables, [f"ckpt_fraction/{name}" for name in SHARES], every=True)
+    shares = {(run, kind): _shares(table, kind) for run, table in tables.items() for kind in KINDS}
+    shares = {panel: rows for panel, rows in shares.items() if len(rows)}
+    if not any(kind == "" for _, kind in shares):
+        raise ValueError("the run has logged no finite value of ckpt_fraction/ckpt1 to ckpt_fraction/rest.")
+    kinds = [kind for kind in KINDS if any(kind == shown for _, shown in shares)]
+    names = [name for name in tables if any(name == run for run, _ in shares)]
+    columns = len(kinds) if len(kinds) > 1 else min(3, len(names))
+    panels = [(name, kind) for name in names for kind in kinds]
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(2.4 + 3.4 * len(shares), 3.2))
-        row = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
-        for axes, (kind, rows) in zip(row, shares.items(), strict=True):
-            ends = stacked_areas(axes, rows, list(SHARES.values()))
-            axes.set_xlabel("step")
-            axes.set_title(kinds[kind] if len(shares) > 1 else "")
-        row[0].set_ylabel("share of the gradient's elements")
-        figure.draw_without_rendering()
-        label_ends(row[-1], ends)
+        figure = Figure(figsize=(2.4 + 3.4 * columns, 3.2 * -(-len(panels) // columns)))
+        ends = []
+        for index, (axes, panel) in enumerate(zip(panel_grid(figure, len(panels), columns), panels, strict=True)):
+            name, kind = panel
+            if panel not in shares:
+                axes.remove()
+                continue
+            at_end = stacked_areas(axes, shares[panel], list(SHARES.values()))
+            title = ", ".join(filter(None, [name if len(names) > 1 else "", KINDS[kind] if len(kinds) > 1 else ""]))
+            axes.set_title(title, parse_math=False)
+            if index % columns == 0:
+                axes.set_ylabel("share of the gradient's elements")
+            if index % columns == columns - 1 or index == len(panels) - 1:
+                ends.append((axes, at_end))
+        _finish(figure, ends, tables if len(names) == 1 else {})
     return figure
 
 
-def draw_norms(table: pd.DataFrame) -> Figure:
+def draw_norms(runs: Runs) -> Figure:
     """The norms of the gradients, of s in each checkpoint and of the weights, and the cosine of g and s.
 
     Args:
-        table: what `read_metrics` returns; what is not in it is left out.
+        runs: what `read_metrics` returns, or several of these by the names of the runs: then every norm has a panel,
+            with a line for each run. What has not been logged is left out.
 
     Raises:
         KeyError: names the missing keys, if all of them are missing.
         ValueError: if none of the values is finite.
     """
+    tables = _by_name(runs)
+    _require(tables, list(NORMS))
+    if len(tables) > 1:
+        return _compare(tables, NORMS, logarithmic=[key for key in NORMS if key.startswith("grad_norm/")])
+    (table,) = tables.values()
     panels = {title: _present(styles, table) for title, styles in PANELS.items()}
     panels = {title: styles for title, styles in panels.items() if styles}
-    keys = [key for styles in (panels or PANELS).values() for key in styles]
-    if not panels:
-        _require(table, keys)
-    _require_values(table[keys], *keys)
+    _require_values(tables, [key for styles in panels.values() for key in styles])
     with mpl.rc_context(RC):
         columns = min(2, len(panels))
-        rows = -(-len(panels) // columns)
-        figure = Figure(figsize=(4.8 * columns, 2.6 * rows))
-        grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
-        for axes in grid.flat[len(panels) :]:
-            axes.remove()
+        figure = Figure(figsize=(4.8 * columns, 2.6 * -(-len(panels) // columns)))
         ends = []
-        for axes, (title, styles) in zip(grid.flat, panels.items(), strict=False):
-            ends.append(lines(axes, table, styles))
-            if title in LOGARITHMIC:
-                log_scale(axes)
-            axes.set(title=title, xlabel="step")
-            axes.xaxis.set_tick_params(labelbottom=True)
-        figure.draw_without_rendering()
-        for axes, panel_ends in zip(grid.flat, ends, strict=False):
-            label_ends(axes, panel_ends)
+        for axes, (title, styles) in zip(panel_grid(figure, len(panels), columns), panels.items(), strict=True):
+            ends.append((axes, lines(axes, table, styles)))
+            axes.set_title(title)
+            _scale(axes, next(iter(styles)), logarithmic=title in LOGARITHMIC)
+        _finish(figure, ends, tables)
     return figure
 
 
-def draw_sharpness(table: pd.DataFrame) -> Figure:
+def draw_sharpness(runs: Runs) -> Figure:
     """The largest and the smallest eigenvalue of the Hessian over training, each within the band of its residual.
 
     Values that had not converged are drawn as crosses.
 
     Args:
-        table: what `read_metrics` returns.
+        runs: what `read_metrics` returns, or several of these by the names of the runs: then each of the two
+            eigenvalues has a panel, with a line for each run.
 
     Raises:
         KeyError: names the missing keys.
         ValueError: if none of the values is finite.
     """
-    _require(table, ["sharpness/top_eigenvalue"])
+    tables = _by_name(runs)
+    _require(tables, ["sharpness/top_eigenvalue"])
+    if len(tables) > 1:
+        return _compare(tables, EIGENVALUES)
+    (table,) = tables.values()
     styles = _present(labelled(EIGENVALUES), table)
-    _require_values(table[list(styles)], *styles)
+    _require_values(tables, list(styles))
     with mpl.rc_context(RC):
         figure = Figure(figsize=(6, 3.2))
-        axes = figure.subplots()
+        (axes,) = panel_grid(figure, 1, 1)
         ends = lines(axes, table, styles, RESIDUALS)
-        if "sharpness/converged" in table:
-            doubtful = finite(table.loc[table["sharpness/converged"] == 0, list(styles)])
-            for key, style in styles.items():
-                axes.plot(doubtful.index, doubtful[key], "x", color=style.color, ms=7, label="not converged")
-            if len(doubtful):
-                axes.legend(*(entries[:1] for entries in axes.get_legend_handles_labels()), frameon=False)
-        if axes.get_ylim()[0] < 0:
-            axes.axhline(0, color="black", lw=0.6)
-        axes.set(xlabel="step", ylabel="eigenvalue of the Hessian")
-        figure.draw_without_rendering()
-        label_ends(axes, ends)
+        _cross_out(axes, table, styles)
+        axes.set_ylabel("eigenvalue of the Hessian")
+        show_zero(axes)
+        _finish(figure, [(axes, ends)], tables)
     return figure
+
+
+def draw_metric(runs: Runs, key: str) -> Figure:
+    """Any logged metric over the steps.
+
+    Args:
+        runs: what `read_metrics` returns, or several of these by the names of the runs, with a line for each.
+        key: the name under which it was logged, such as ``"val/loss"``.
+
+    Raises:
+        KeyError: if no run has logged it; names keys that are like it.
+        ValueError: if none of the values is finite.
+    """
+    tables = _by_name(runs)
+    _require(tables, [key])
+    return _compare(tables, {key: key})
+
+
+def _by_name(runs: Runs) -> dict[str, pd.DataFrame]:
+    tables = {"": runs} if isinstance(runs, pd.DataFrame) else dict(runs)
+    if not tables:
+        raise ValueError("runs must hold at least one run, got none.")
+    return tables
+
+
+def _compare(tables: Mapping[str, pd.DataFrame], titles: Mapping[str, str], logarithmic: Iterable[str] = ()) -> Figure:
+    """A panel for each key, with a line for each run; names beside the lines of one panel, or else above all panels."""
+    keys = [key for key in titles if any(key in table for table in tables.values())]
+    _require_values(tables, keys)
+    styles = method_styles(tables, references=list(tables)[:1])
+    with mpl.rc_context(RC):
+        columns = min(3, len(keys))
+        rows = -(-len(keys) // columns)
+        figure = Figure(figsize=(6, 3.2) if len(keys) == 1 else (3.6 * columns, 2.5 * rows + 0.3))
+        ends = []
+        for axes, key in zip(panel_grid(figure, len(keys), columns), keys, strict=True):
+            at_end: Ends = {}
+            for name, table in tables.items():
+                if key in table:
+                    at_end |= lines(axes, table, {key: styles[name]}, RESIDUALS, compared=len(tables) > 1)
+                    if key in EIGENVALUES:
+                        _cross_out(axes, table, {key: styles[name]})
+            axes.set_title(titles[key], parse_math=False)
+            _scale(axes, key, logarithmic=key in logarithmic)
+            ends.append((axes, at_end))
+        if len(keys) > 1:
+            legend_of_runs(figure, styles)
+        _finish(figure, ends if len(keys) == 1 and len(tables) > 1 else [], tables)
+    return figure
+
+
+def _scale(axes: Axes, key: str, logarithmic: bool) -> None:
+    """Choose the vertical axis: from zero where zero means something for this key."""
+    if logarithmic:
+        log_scale(axes)
+    elif key == "grad_cosine":
+        axes.set_ylim(0 if axes.dataLim.y0 >= 0 else -1, 1)
+        show_zero(axes)
+    else:
+        low, high = axes.dataLim.intervaly
+        # Of a metric that is not known, zero is shown where it takes no more than half of the panel.
+        if key in EIGENVALUES or key == "weight_norm" or (low >= 0 and low < high - low):
+            show_zero(axes)
+
+
+def _cross_out(axes: Axes, table: pd.DataFrame, styles: Mapping[str, Style]) -> None:
+    """Cross out the eigenvalues that had not converged."""
+    if "sharpness/converged" not in table:
+        return
+    doubtful = finite(table.loc[table["sharpness/converged"] == 0, list(styles)])
+    for key, style in styles.items():
+        axes.plot(doubtful.index, doubtful[key], "x", color=style.color, ms=7, label="not converged")
+    if len(doubtful):
+        axes.legend(*(entries[:1] for entries in axes.get_legend_handles_labels()), frameon=False)
+
+
+def _finish(figure: Figure, ends: Iterable[tuple[Axes, Ends]], tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write the name of a single run above its panels, and the labels beside them."""
+    if len(tables) == 1:
+        (name,) = tables
+        if name:
+            figure.suptitle(name, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)
+    figure.draw_without_rendering()
+    for axes, at_end in ends:
+        label_ends(axes, at_end)
 
 
 def _present(styles: Mapping[str, Style], table: pd.DataFrame) -> dict[str, Style]:
     return {key: style for key, style in styles.items() if key in table}
 
 
-def _require(table: pd.DataFrame, keys: Iterable[str]) -> None:
-    missing = [key for key in keys if key not in table]
-    if missing:
+def _require(tables: Mapping[str, pd.DataFrame], keys: Sequence[str], every: bool = False) -> None:
+    """Refuse runs none of which has logged any of the keys; with `every`, none of which has logged all of them."""
+    missing = min(([key for key in keys if key not in table] for table in tables.values()), key=len)
+    if len(missing) >= (1 if every else len(keys)):
         raise KeyError(f"the run has not logged {', '.join(missing)}.")
 
 
-def _require_values(values: pd.DataFrame, *keys: str) -> None:
-    if not any(len(finite(values[[key]])) for key in values):
+def _require_values(tables: Mapping[str, pd.DataFrame], keys: Sequence[str]) -> None:
+    if not any(len(finite(table[[key]])) for table in tables.values() for key in keys if key in table):
         raise ValueError(f"the run has logged no finite value of {', '.join(keys)}.")
 
 
-def _valid_shares(rows: pd.DataFrame) -> pd.DataFrame:
+def _shares(table: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """The steps at which all five shares were logged and are shares."""
+    rows = table.reindex(columns=[f"ckpt_fraction{kind}/{name}" for name in SHARES])
     return rows[((rows >= 0) & (rows <= 1)).all(axis="columns")]
+
+
+MONITORED = {
+    "fractions": (draw_fractions, "CheckpointFractionMonitor", [f"ckpt_fraction/{name}" for name in SHARES]),
+    "norms": (draw_norms, "GradientNormMonitor", list(NORMS)),
+    "sharpness": (draw_sharpness, "SharpnessMonitor", list(EIGENVALUES)),
+}
+"""What the monitors log: how it is drawn, the callback, and its keys."""

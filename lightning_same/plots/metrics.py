@@ -1,6 +1,8 @@
 """Reading what a CSVLogger or a TensorBoardLogger has written, also while the run goes on."""
 
 import io
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,26 @@ def find_runs(run_dir: str | Path) -> list[Path]:
         )
     written = {file.parent: file.stat().st_mtime for file in sorted(files, key=lambda file: file.stat().st_mtime)}
     return [folder] if folder in written else sorted(written, key=lambda run: (written[run], run))
+
+
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """Short names of runs: their paths without the parts at the beginning and at the end that all have in common.
+
+    Args:
+        runs: their folders. Of a single run, the name has the last two parts, such as ``lightning_logs/version_0``.
+            A logger's ``version_3`` at the end is left out where the names differ without it.
+    """
+    paths = [run.resolve().parts for run in runs]
+    if len(paths) == 1:
+        return ["/".join(paths[0][-2:]).lstrip("/")]
+    shorter = [path[:-1] if re.fullmatch(r"version_\d+", path[-1]) else path for path in paths]
+    if len(set(shorter)) == len(paths):
+        paths = shorter
+    shortest = min(map(len, paths))
+    start = next((i for i in range(shortest) if len({path[i] for path in paths}) > 1), shortest - 1)
+    room = shortest - start - 1
+    end = next((i for i in range(room) if len({path[-1 - i] for path in paths}) > 1), room)
+    return ["/".join(path[start : len(path) - end]) for path in paths]
 
 
 def _read_csv(file: Path) -> pd.DataFrame:

@@ -7,6 +7,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 from lightning_same.plots.palette import Style
@@ -16,6 +18,12 @@ MAX_POINTS = 300
 
 MAX_MARKERS = 30
 """Up to so many points, each point has a marker."""
+
+MAX_POINTS_COMPARED = 100
+"""Points per curve where runs are compared: so that dashes can be told apart on noisy curves."""
+
+MARKERS_COMPARED = 8
+"""Markers per curve there, so that curves can be told apart without color."""
 
 LARGEST = 1e150
 """Matplotlib's axes overflow near the largest float. Larger values are left out, like infinite ones."""
@@ -72,7 +80,11 @@ def stacked_areas(axes: Axes, shares: pd.DataFrame, styles: Sequence[Style]) -> 
 
 
 def lines(
-    axes: Axes, table: pd.DataFrame, styles: Mapping[str, Style], residuals: Mapping[str, str] | None = None
+    axes: Axes,
+    table: pd.DataFrame,
+    styles: Mapping[str, Style],
+    residuals: Mapping[str, str] | None = None,
+    compared: bool = False,
 ) -> Ends:
     """Draw a line for each key, with a band.
 
@@ -82,6 +94,7 @@ def lines(
         styles: the keys and how each is drawn.
         residuals: for some keys, the key of the value's uncertainty: the band is the value plus and minus it. Without
             it the band spans the middle half of the points that are drawn as one.
+        compared: whether the line is one of several runs: fewer points and, at some of them, markers.
 
     Returns:
         Where each line ends; not of those without a label or a finite value.
@@ -93,13 +106,23 @@ def lines(
         values = finite(table[columns])
         if values.empty:
             continue
-        steps, groups = _averaged(values)
+        steps, groups = _averaged(values, MAX_POINTS_COMPARED if compared else MAX_POINTS)
         mean = groups.mean()
         low, high = groups[key].quantile(0.25), groups[key].quantile(0.75)
         if residual in table:
             low, high = mean[key] - mean[residual], mean[key] + mean[residual]
-        marker = style.marker if len(values) <= MAX_MARKERS else ""
-        axes.plot(steps, mean[key], ls=style.linestyle, color=style.color, lw=1.4, marker=marker, ms=3, clip_on=False)
+        marker = style.marker if compared or len(values) <= MAX_MARKERS else ""
+        axes.plot(
+            steps,
+            mean[key],
+            ls=style.linestyle,
+            color=style.color,
+            lw=1.4,
+            marker=marker,
+            markevery=max(1, len(steps) // MARKERS_COMPARED) if compared else 1,
+            ms=3,
+            clip_on=False,
+        )
         axes.fill_between(steps, low, high, color=style.color, alpha=0.18, lw=0)
         ends[style.label] = (steps[-1], mean[key].iloc[-1])
     if ends:
@@ -117,6 +140,42 @@ def log_scale(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def show_zero(axes: Axes) -> None:
+    """Let the vertical axis reach zero; a line marks zero where values lie on both sides of it."""
+    low, high = axes.get_ylim()
+    values = axes.dataLim.intervaly
+    if values[0] >= 0:
+        axes.set_ylim(0, high)
+    elif values[1] <= 0:
+        axes.set_ylim(low, 0)
+    else:
+        axes.axhline(0, color="black", lw=0.6, zorder=1)
+
+
+def panel_grid(figure: Figure, panels: int, columns: int) -> list[Axes]:
+    """Axes in rows, which share their steps; each has the steps below it."""
+    columns = min(columns, panels)
+    grid = figure.subplots(-(-panels // columns), columns, sharex=True, squeeze=False).flatten()
+    for axes in grid[panels:]:
+        axes.remove()
+    for axes in grid[:panels]:
+        axes.set_xlabel("step")
+        axes.xaxis.set_tick_params(labelbottom=True)
+    return list(grid[:panels])
+
+
+def legend_of_runs(figure: Figure, styles: Mapping[str, Style]) -> None:
+    """A legend above the panels, with the label of each style."""
+    handles = [
+        Line2D([], [], color=style.color, ls=style.linestyle, lw=1.4, marker=style.marker, ms=3)
+        for style in styles.values()
+    ]
+    # Matplotlib leaves out labels that begin with an underscore, unless they are set afterwards.
+    legend = figure.legend(handles, ["."] * len(handles), loc="outside upper left", ncols=6, frameon=False)
+    for text, style in zip(legend.get_texts(), styles.values(), strict=True):
+        text.set(text=style.label, parse_math=False)
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
@@ -139,6 +198,7 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
     for ((height, x), label), place in zip(points, places, strict=True):
         axes.annotate(
             label,
+            parse_math=False,
             xy=(x, height),
             xytext=(1.04, place),
             xycoords="axes fraction",
@@ -149,9 +209,11 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
         )
 
 
-def _averaged(table: pd.DataFrame) -> "tuple[np.ndarray, pd.api.typing.DataFrameGroupBy[Any, Any]]":
-    """Neighboring rows grouped, so that at most `MAX_POINTS` groups are left, and the steps where to draw them."""
-    group = np.arange(len(table)) * MAX_POINTS // max(MAX_POINTS, len(table))
+def _averaged(
+    table: pd.DataFrame, most: int = MAX_POINTS
+) -> "tuple[np.ndarray, pd.api.typing.DataFrameGroupBy[Any, Any]]":
+    """Neighboring rows grouped, so that at most `most` groups are left, and the steps where to draw them."""
+    group = np.arange(len(table)) * most // max(most, len(table))
     steps = table.index.to_series().groupby(group).mean().to_numpy(copy=True)
     steps[[0, -1]] = table.index[[0, -1]]
     return steps, table.groupby(group)

@@ -180,7 +180,7 @@ def test_pictures_do_without_colour() -> None:
     table = made_up(5)
     for figure in (draw_norms(table), draw_sharpness(table)):
         for axes in figure.axes:
-            lines = [line for line in axes.lines if line.get_marker() == "o"]
+            lines = [line for line in axes.lines if line.get_marker() != "x"]
             dashes = dashes_drawn(figure, lines)
             assert len(set(dashes)) == len(dashes) == len(lines) > 0
     areas = draw_fractions(table).axes[0].collections
