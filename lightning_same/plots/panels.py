@@ -151,7 +151,7 @@ def show_zero(axes: Axes) -> None:
     elif values[1] <= 0:
         axes.set_ylim(low, 0)
     else:
-        axes.axhline(0, color="black", lw=0.6, zorder=1)
+        axes.axhline(0, color="black", lw=0.6, zorder=1, gid="zero")
 
 
 def panel_grid(figure: Figure, panels: int, columns: int) -> list[Axes]:
