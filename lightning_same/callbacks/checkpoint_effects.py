@@ -47,8 +47,8 @@ class CheckpointEffectMonitor(Callback):
     The losses of the samples are weighted within one forward, so that g = g_clean + g_noisy and s = s_clean + s_noisy
     exactly, layers that mix samples and dropout included. g_clean is the gradient of the clean samples' part of the
     batch's mean loss. The split is that of the whole batch's g and s. All of it is measured beside the training, on
-    modules that train by a rule and on others, and leaves no trace: training is bit for bit what it is without the
-    callback. It costs two forwards and four backwards of the batch, and one of each for every validation batch. Under
+    modules that train by a rule and on others, and leaves no trace: training is bit for bit what it is without the callback, if
+    `training_step` can be replayed (see `ReplayCheck`). It costs two forwards and four backwards of the batch, and one of each for every validation batch. Under
     DDP all gradients are averaged over the processes first, so every rank holds the same value. Where batches are
     accumulated the first one of a step is measured.
 

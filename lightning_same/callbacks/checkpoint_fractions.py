@@ -28,7 +28,8 @@ class CheckpointFractionMonitor(GradientMonitor):
 
     On a module that trains by a two-pass rule it reads the two gradients of the step: no pass of its own, and nothing
     waits for the accelerator; steps without a second pass log nothing. On any other module they are taken from the
-    current batch, by two passes that leave no trace: training is bit for bit what it is without the callback. Monitors
+    current batch, by two passes that leave no trace: training is bit for bit what it is without the callback, if
+    `training_step` can be replayed (see `ReplayCheck`). Monitors
     that measure the same step share these passes. Under DDP the gradients are averaged over the processes first, so
     every rank holds the same value.
 
