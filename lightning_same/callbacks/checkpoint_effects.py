@@ -47,10 +47,10 @@ class CheckpointEffectMonitor(Callback):
     The losses of the samples are weighted within one forward, so that g = g_clean + g_noisy and s = s_clean + s_noisy
     exactly, layers that mix samples and dropout included. g_clean is the gradient of the clean samples' part of the
     batch's mean loss. The split is that of the whole batch's g and s. All of it is measured beside the training, on
-    modules that train by a rule and on others, and leaves no trace: training is bit for bit what it is without the callback, if
-    `training_step` can be replayed (see `ReplayCheck`). It costs two forwards and four backwards of the batch, and one of each for every validation batch. Under
-    DDP all gradients are averaged over the processes first, so every rank holds the same value. Where batches are
-    accumulated the first one of a step is measured.
+    modules that train by a rule and on others, and leaves no trace: training is bit for bit what it is without the
+    callback, if `training_step` can be replayed (see `ReplayCheck`). It costs two forwards and four backwards of the
+    batch, and one of each for every validation batch. Under DDP all gradients are averaged over the processes first, so
+    every rank holds the same value. Where batches are accumulated the first one of a step is measured.
 
     Logged, with s_k for s on checkpoint k and 0 elsewhere:
         - ``ckpt_effect/ckptK/clean``, ``/noisy``, ``/validation``: <s_k, g_X> / \|\|s_k\|\|, the first-order decrease

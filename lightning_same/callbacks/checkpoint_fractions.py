@@ -29,9 +29,8 @@ class CheckpointFractionMonitor(GradientMonitor):
     On a module that trains by a two-pass rule it reads the two gradients of the step: no pass of its own, and nothing
     waits for the accelerator; steps without a second pass log nothing. On any other module they are taken from the
     current batch, by two passes that leave no trace: training is bit for bit what it is without the callback, if
-    `training_step` can be replayed (see `ReplayCheck`). Monitors
-    that measure the same step share these passes. Under DDP the gradients are averaged over the processes first, so
-    every rank holds the same value.
+    `training_step` can be replayed (see `ReplayCheck`). Monitors that measure the same step share these passes. Under
+    DDP the gradients are averaged over the processes first, so every rank holds the same value.
 
     Logged, each between 0 and 1, together 1:
         ``ckpt_fraction/ckpt1`` to ``ckpt_fraction/ckpt4``, ``ckpt_fraction/rest``. The rest can be large: an inactive

@@ -25,9 +25,8 @@ class GradientMonitor(Callback, abc.ABC):
 
     On a module that trains by a two-pass rule it reads the gradients of the step: no pass of its own, and nothing waits
     for the accelerator until the values are logged. On any other module they are taken from the current batch by two
-    passes that leave no trace: training is bit for bit what it is without the callback, if
-    `training_step` can be replayed (see `ReplayCheck`). Monitors that measure the same
-    step share these passes.
+    passes that leave no trace: training is bit for bit what it is without the callback, if `training_step` can be
+    replayed (see `ReplayCheck`). Monitors that measure the same step share these passes.
 
     Args:
         every_n_steps: measure, and log, at every n-th step, the first included. Default: the Trainer's

@@ -23,10 +23,10 @@ class GradientNormMonitor(GradientMonitor):
 
     On a module that trains by a two-pass rule it reads the two gradients of the step: no pass of its own, and nothing
     waits for the accelerator until the values are logged. On any other module they are taken from the current batch, by
-    two passes that leave no trace: training is bit for bit what it is without the callback, if
-    `training_step` can be replayed (see `ReplayCheck`). Monitors that measure the
-    same step share these passes. Under DDP the gradients are averaged over the processes first, so every rank holds the
-    same value. All norms are L2 over all elements, in at least float32, of gradients that no loss scaler scales.
+    two passes that leave no trace: training is bit for bit what it is without the callback, if `training_step` can be
+    replayed (see `ReplayCheck`). Monitors that measure the same step share these passes. Under DDP the gradients are
+    averaged over the processes first, so every rank holds the same value. All norms are L2 over all elements, in at
+    least float32, of gradients that no loss scaler scales.
 
     Logged:
         - ``grad_norm/base``, ``grad_norm/perturbed``: of g, the gradient at w, and of s, the one at w + e.

@@ -35,9 +35,9 @@ class SharpnessMonitor(Callback):
     r"""Logs the extreme eigenvalues of the loss's Hessian, and the rise of the loss to the perturbed weights.
 
     Measured on the same batches throughout, so that the curve shows the weights' change and not the batches'. Training
-    is bit for bit what it is without the callback, if `training_step` can be replayed (see `ReplayCheck`). Autocast is off: under mixed precision the float32 weights are
-    measured in float32. Under DDP the loss is the mean over the samples of all processes, every rank holds the same
-    values, and each product adds one all-reduce.
+    is bit for bit what it is without the callback, if `training_step` can be replayed (see `ReplayCheck`). Autocast is
+    off: under mixed precision the float32 weights are measured in float32. Under DDP the loss is the mean over the
+    samples of all processes, every rank holds the same values, and each product adds one all-reduce.
 
     Costs about 20 forward-backward passes in the median of later training, and 40 to 70 in the first steps, where the
     spectrum is crowded. Meanwhile it holds as many copies of the weights as products are taken.

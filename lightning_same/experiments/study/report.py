@@ -157,8 +157,8 @@ def _radius(study: Study, found: Analysis, pictures: Sequence[Picture]) -> list[
             f"The radius at which {study.reference} would do as much as a variant (memorised share of the wrong labels,"
             " or training accuracy where no label is wrong), within each seed, and the difference of validation"
             f" accuracy there. *Explained* by the radius: *yes* if that is shown to be within ±{100 * study.delta:g}"
-            " points, *no* if it is beyond zero and not shown to be that small, after Holm's correction. *Outside*: seeds"
-            " in which no radius does as much.",
+            " points, *no* if it is beyond zero and not shown to be that small, after Holm's correction. *Outside*:"
+            " seeds in which no radius does as much.",
             markdown(in_points(found.equivalent, {"validation"}, {"rho": 3, "equivalent_rho": 3})),
         ]
     if len(found.best):
