@@ -5,8 +5,16 @@ from lightning_same.callbacks.checkpoint_fractions import CheckpointFractionMoni
 from lightning_same.callbacks.gradient_norms import GradientNormMonitor
 from lightning_same.callbacks.replay_check import ReplayCheck
 from lightning_same.callbacks.sharpness import SharpnessMonitor
-from lightning_same.curvature.eigenvalues import GradientCurvature, TopEigenvalue, gradient_curvature, top_eigenvalue
+from lightning_same.curvature.adaptive import AdaptiveHessian
+from lightning_same.curvature.eigenvalues import TopEigenvalue, top_eigenvalue
+from lightning_same.curvature.gradient import GradientCurvature, gradient_curvature
 from lightning_same.curvature.hessian import Hessian
+from lightning_same.curvature.neighborhood import (
+    AverageCaseSharpness,
+    WorstCaseSharpness,
+    average_case_sharpness,
+    worst_case_sharpness,
+)
 from lightning_same.curvature.spectrum import HessianTrace, SpectralDensity, hessian_trace, spectral_density
 from lightning_same.gradients.checkpoints import CheckpointFractions, checkpoint_fractions
 from lightning_same.replay.replaying import replaying
@@ -76,6 +84,8 @@ __all__ = [
     "USAM",
     "WSAM",
     "Adaptive",
+    "AdaptiveHessian",
+    "AverageCaseSharpness",
     "Chain",
     "CheckpointDose",
     "CheckpointEffectMonitor",
@@ -134,6 +144,8 @@ __all__ = [
     "Unnormalized",
     "VaSSO",
     "VarianceSuppressed",
+    "WorstCaseSharpness",
+    "average_case_sharpness",
     "checkpoint_fractions",
     "gradient_curvature",
     "hessian_trace",
@@ -141,4 +153,5 @@ __all__ = [
     "spectral_density",
     "top_eigenvalue",
     "with_sam",
+    "worst_case_sharpness",
 ]

@@ -18,7 +18,8 @@ from typing_extensions import override
 
 from lightning_same.callbacks.mean_loss import Mode, mean_loss
 from lightning_same.cli.fit import SAMCLI
-from lightning_same.curvature.eigenvalues import GradientCurvature, TopEigenvalue, gradient_curvature, top_eigenvalue
+from lightning_same.curvature.eigenvalues import TopEigenvalue, top_eigenvalue
+from lightning_same.curvature.gradient import GradientCurvature, gradient_curvature
 from lightning_same.curvature.hessian import Hessian
 from lightning_same.curvature.spectrum import HessianTrace, SpectralDensity, hessian_trace, spectral_density
 

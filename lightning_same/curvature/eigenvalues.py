@@ -1,4 +1,4 @@
-r"""Curvature of a loss along two directions: the sharpest, and the gradient. Plain torch.
+r"""Curvature of a loss along its sharpest direction. Plain torch.
 
 A measure takes a `Hessian`, or in its place the loss, the parameters and, optionally, batches::
 
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from lightning_same.curvature.lanczos import Lanczos
 from lightning_same.curvature.measure import takes_loss
-from lightning_same.curvature.operator import LossOperator, Operator
-from lightning_same.curvature.vectors import dots
+from lightning_same.curvature.protocol import Operator
 
 LEAST_PRODUCTS = 4
 """A random start hardly contains the top eigenvector. Where most eigenvalues are nearly equal, as with an L2 penalty in
 the loss, the first residuals are small around that bulk; a few products bring out an eigenvalue above it."""
+
+FAILURE = 0.01
+"""Probability that an eigenvalue lies above ``upper``, or one below ``lower``."""
 
 WARM_LEAD = 4.0
 """How far ahead of other directions a warm start has the last eigenvector, in standard deviations of a random start.
@@ -43,12 +45,17 @@ class TopEigenvalue(NamedTuple):
             ends were waited for: see ``bottom_residual``.
         residual: norm of H x - value * x for the unit Ritz vector x. An eigenvalue lies within this distance of
             ``value``. Where the top eigenvalue is isolated, the error is of the order of residual^2 over the distance
-            to the next.
+            to the next, and of ``rounding``, which the residual includes.
         hvps: Hessian-vector products taken.
-        converged: whether ``residual``, and ``bottom_residual`` if both ends were waited for, met the tolerance.
+        converged: whether ``residual``, and ``bottom_residual`` if both ends were waited for, met the tolerance, and
+            ``upper`` (and ``lower``) too if the result was to be confident.
         samples: number of samples that the loss is a mean over, on all processes.
         bottom_residual: for ``bottom`` what ``residual`` is for ``value``.
         vector: shape (size,): the unit Ritz vector of ``value``; all parameters end to end, in their order.
+        rounding: estimate of the error that rounding makes in ``value`` and ``bottom``.
+        upper: with a probability of 99% over start vectors no eigenvalue is larger: ``value`` is the top eigenvalue to
+            ``upper - value``. It is far above where a small eigenvalue may hide, as above a dense bulk.
+        lower: with a probability of 99% no eigenvalue is smaller.
     """
 
     value: float
@@ -59,22 +66,9 @@ class TopEigenvalue(NamedTuple):
     samples: int
     bottom_residual: float
     vector: Tensor
-
-
-class GradientCurvature(NamedTuple):
-    """Curvature along the gradient.
-
-    Attributes:
-        value: g'Hg / g'g, between the smallest and the largest eigenvalue; NaN where g = 0.
-        grad_norm: the L2 norm of g.
-        hvps: Hessian-vector products taken: 1.
-        samples: number of samples that the loss is a mean over, on all processes.
-    """
-
-    value: float
-    grad_norm: float
-    hvps: int
-    samples: int
+    rounding: float
+    upper: float
+    lower: float
 
 
 @takes_loss
@@ -86,6 +80,7 @@ def top_eigenvalue(
     max_products: int = 32,
     seed: int = 0,
     start: Tensor | None = None,
+    confident: bool = False,
 ) -> TopEigenvalue:
     r"""The largest eigenvalue of the Hessian, and the smallest, by Lanczos with full reorthogonalisation.
 
@@ -101,8 +96,9 @@ def top_eigenvalue(
 
     Args:
         hessian: a `Hessian` or another `Operator`; or in its place the arguments of `Hessian`, as in
-            ``top_eigenvalue(loss_fn, params, batches, samples=..., reduce=...)``.
-        tolerance: accepted residual, relative to the value; > 0. Below what rounding allows, rounding decides.
+            ``top_eigenvalue(loss_fn, params, batches, samples=..., reduce=..., dtype=...)``.
+        tolerance: accepted residual, relative to the value; > 0. The residual includes the estimated error by rounding:
+            where that is larger, ``converged`` is False, and ``Hessian(..., dtype="float64")`` or "auto" helps.
         both_ends: whether to wait for the smallest eigenvalue too, relative to itself. In a trained network it is small
             and lies close to the bulk, which takes 2 to 7 times as many products: raise ``max_products``.
         max_products: most products to take; >= 1.
@@ -110,6 +106,9 @@ def top_eigenvalue(
         start: the ``vector`` of a measurement shortly before, to follow the eigenvalue through training. It is mixed
             into the random start with a small weight, so that another eigenvalue which has overtaken its own comes out
             as well; that saves a product or two. Give each call another ``seed``. Default: start at random.
+        confident: whether to go on until ``upper``, and ``lower`` if both ends are waited for, are within the tolerance
+            too. The residual alone tells that an eigenvalue is near, not that it is the largest. Takes 2 to 4 more
+            products for an isolated eigenvalue; with a dense bulk close below, as many as it needs to tell.
 
     Returns:
         The result. If ``converged`` is False, a warning is given too.
@@ -132,27 +131,40 @@ def top_eigenvalue(
 
     References:
         Lanczos, An Iteration Method for the Solution of the Eigenvalue Problem, 1950; the residual bound: Parlett, The
-        Symmetric Eigenvalue Problem, theorem 4.5.1.
+        Symmetric Eigenvalue Problem, theorem 4.5.1; ``upper`` and ``lower``: see `Lanczos.bounds`.
     """
     if not tolerance > 0:
         raise ValueError(f"top_eigenvalue: `tolerance` must be > 0, got {tolerance!r}.")
     if max_products < 1:
         raise ValueError(f"top_eigenvalue: `max_products` must be >= 1, got {max_products!r}.")
-    top = extreme_eigenvalues(hessian, tolerance, both_ends, max_products, seed, start)
-    if math.isnan(top.value):
-        warnings.warn("top_eigenvalue: the loss or a Hessian-vector product is not finite.", stacklevel=3)
-    elif not top.converged:
-        warnings.warn(
-            f"top_eigenvalue: not converged to {tolerance:g} after {top.hvps} products: top {top.value:.4g} with a"
-            f" residual of {top.residual:.2g}, bottom {top.bottom:.4g} with {top.bottom_residual:.2g}. Raise"
-            " `max_products`.",
-            stacklevel=3,
-        )
+    top = extreme_eigenvalues(hessian, tolerance, both_ends, max_products, seed, start, confident)
+    if not top.converged:
+        warnings.warn(f"top_eigenvalue: {reason(top, tolerance)}", stacklevel=3)
     return top
 
 
+def reason(top: TopEigenvalue, tolerance: float) -> str:
+    """Why a result has not converged, and the way out."""
+    if math.isnan(top.value):
+        return "the loss or a Hessian-vector product is not finite."
+    state = (
+        f"not converged to {tolerance:g} after {top.hvps} products: top {top.value:.4g} with a residual of"
+        f" {top.residual:.2g} and an upper bound of {top.upper:.4g}, bottom {top.bottom:.4g} with"
+        f" {top.bottom_residual:.2g}."
+    )
+    if top.rounding > tolerance * abs(top.value):
+        return f'{state} The error by rounding may be {top.rounding:.2g}: measure with `dtype="float64"`, or "auto".'
+    return f"{state} Raise `max_products`."
+
+
 def extreme_eigenvalues(
-    hessian: Operator, tolerance: float, both_ends: bool, max_products: int, seed: int, start: Tensor | None = None
+    hessian: Operator,
+    tolerance: float,
+    both_ends: bool,
+    max_products: int,
+    seed: int,
+    start: Tensor | None = None,
+    confident: bool = False,
 ) -> TopEigenvalue:
     """`top_eigenvalue` without its warnings."""
     if start is not None and start.shape != (hessian.size,):
@@ -160,57 +172,44 @@ def extreme_eigenvalues(
     first = torch.randn(hessian.size, generator=torch.Generator().manual_seed(seed)).to(hessian.device, hessian.dtype)
     if start is not None and 0 < (norm := start.norm().item()) < math.inf:
         first.add_(start.to(first), alpha=WARM_LEAD / norm)
-    lanczos = Lanczos(hessian.__matmul__, first, hessian.mean_over_processes)
-    converged = False
-    while not (converged or lanczos.exhausted or len(lanczos.basis) == max_products):
+    lanczos, met = Lanczos(hessian.__matmul__, first, hessian.mean_over_processes), False
+    while not (met or lanczos.exhausted or len(lanczos.basis) == max_products):
         lanczos.step()
         if not lanczos.finite:
             break
         values, residuals, coordinates = lanczos.ritz()
         (bottom, value), (bottom_residual, residual) = values[[0, -1]].tolist(), residuals[[0, -1]].tolist()
-        converged = residual <= max(tolerance * abs(value), lanczos.noise)
-        if both_ends:
-            converged &= bottom_residual <= max(tolerance * abs(bottom), lanczos.noise)
-        converged &= lanczos.exhausted or len(lanczos.basis) >= LEAST_PRODUCTS
-    if lanczos.finite:
-        vector = lanczos.vector(coordinates[:, -1])
-        # For an eigenvalue that converged long ago, Lanczos may report less than the error of any product.
-        rounding = torch.finfo(first.dtype).eps * max(abs(bottom), abs(value))
-        residual, bottom_residual = max(residual, rounding), max(bottom_residual, rounding)
-    else:
-        value = bottom = residual = bottom_residual = math.nan
-        vector = torch.full_like(first, math.nan)
+        errors = [(value, residual)] + [(bottom, bottom_residual)] * both_ends
+        if confident:
+            lower, upper = lanczos.bounds(FAILURE)
+            errors += [(value, upper - value)] + [(bottom, bottom - lower)] * both_ends
+        # No residual falls below rounding, however many products.
+        met = all(error <= max(tolerance * abs(end), lanczos.noise) for end, error in errors)
+        met &= lanczos.exhausted or len(lanczos.basis) >= LEAST_PRODUCTS
     hvps = len(lanczos.basis)
-    return TopEigenvalue(value, bottom, residual, hvps, converged, hessian.samples, bottom_residual, vector)
-
-
-@takes_loss
-def gradient_curvature(hessian: LossOperator) -> GradientCurvature:
-    r"""The curvature that a gradient step meets: g'Hg / g'g.
-
-    Along the step -lr * g the loss changes by lr * g'g * (lr * value / 2 - 1) to second order: it grows once value
-    exceeds 2 / lr. Costs a gradient and one product.
-
-    Args:
-        hessian: a `Hessian` or another `LossOperator`; or in its place the arguments of `Hessian`, as in
-            ``gradient_curvature(loss_fn, params, batches, samples=..., reduce=...)``.
-
-    Returns:
-        The curvature and the gradient's norm.
-
-    Raises:
-        TypeError: if ``hessian`` is neither an operator nor a loss with its parameters.
-
-    Examples:
-        The loss (w_1^2 + 3 w_2^2) / 2 at w = (1, 1) has g = (1, 3) and H = diag(1, 3), so g'Hg / g'g = 28 / 10:
-
-        >>> import torch
-        >>> w = torch.ones(2, dtype=torch.float64, requires_grad=True)
-        >>> along = gradient_curvature(lambda: (w[0] ** 2 + 3 * w[1] ** 2) / 2, [w])
-        >>> round(along.value, 9), round(along.grad_norm**2, 9)
-        (2.8, 10.0)
-    """
-    gradient = hessian.gradient()
-    squared, curved = hessian.mean_over_processes(dots([gradient, hessian @ gradient], gradient)).tolist()
-    value = curved / squared if squared else math.nan
-    return GradientCurvature(value, math.sqrt(squared), 1, hessian.samples)
+    if not lanczos.finite:
+        nan, vector = math.nan, torch.full_like(first, math.nan)
+        return TopEigenvalue(nan, nan, nan, hvps, False, hessian.samples, nan, vector, nan, nan, nan)
+    rounding = max(lanczos.rounding, torch.finfo(first.dtype).eps * max(abs(bottom), abs(value)))
+    # An eigenvalue of 0 has no relative error.
+    converged = met and all(
+        math.hypot(error, rounding) <= tolerance * abs(end) or abs(end) <= lanczos.noise for end, error in errors
+    )
+    finer = getattr(hessian, "finer", None)
+    if finer is not None and (met or rounding > tolerance * abs(value)) and not converged:
+        top = extreme_eigenvalues(finer, tolerance, both_ends, max_products, seed, start, confident)
+        return top._replace(hvps=hvps + top.hvps)
+    lower, upper = lanczos.bounds(FAILURE)
+    return TopEigenvalue(
+        value,
+        bottom,
+        math.hypot(residual, rounding),
+        hvps,
+        converged,
+        hessian.samples,
+        math.hypot(bottom_residual, rounding),
+        lanczos.vector(coordinates[:, -1]),
+        rounding,
+        upper + rounding,
+        lower - rounding,
+    )

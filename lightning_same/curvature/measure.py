@@ -7,13 +7,14 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 from torch import Tensor, nn
 
 from lightning_same.curvature.hessian import Hessian
-from lightning_same.curvature.operator import Operator
+from lightning_same.curvature.mean_loss import Precision
+from lightning_same.curvature.protocol import Operator
 
 OperatorT_contra = TypeVar("OperatorT_contra", bound=Operator, contravariant=True)
 ResultT_co = TypeVar("ResultT_co", covariant=True)
 P = ParamSpec("P")
 
-HESSIAN_ARGUMENTS = ("loss_fn", "params", "batches", "samples", "reduce")
+HESSIAN_ARGUMENTS = ("loss_fn", "params", "batches", "samples", "reduce", "dtype")
 
 
 class Measure(Protocol[OperatorT_contra, P, ResultT_co]):
@@ -33,6 +34,7 @@ class Measure(Protocol[OperatorT_contra, P, ResultT_co]):
         *,
         samples: int | Sequence[int] | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        dtype: Precision = None,
         **options: Any,
     ) -> ResultT_co: ...
 
@@ -42,8 +44,8 @@ def takes_loss(
 ) -> Measure[OperatorT_contra, P, ResultT_co]:
     """Let a function of an operator take the arguments of `Hessian` as well.
 
-    ``measure(loss_fn, params, batches, samples=..., reduce=..., **options)`` is then
-    ``measure(Hessian(loss_fn, params, batches, samples=..., reduce=...), **options)``.
+    ``measure(loss_fn, params, batches, samples=..., reduce=..., dtype=..., **options)`` is then
+    ``measure(Hessian(loss_fn, params, batches, samples=..., reduce=..., dtype=...), **options)``.
 
     Args:
         function: takes an operator, then options by keyword.

@@ -4,7 +4,6 @@ A measure takes a `Hessian`, or in its place the loss, the parameters and, optio
 generator of their own, seeded by ``seed`` and on the CPU, so that the global random state is untouched.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from lightning_same.curvature.lanczos import Lanczos
 from lightning_same.curvature.measure import takes_loss
-from lightning_same.curvature.operator import Operator
-from lightning_same.curvature.vectors import dots
+from lightning_same.curvature.protocol import Operator
+from lightning_same.curvature.vectors import dots, mean_with_interval
 
 
 class HessianTrace(NamedTuple):
@@ -41,7 +40,8 @@ class SpectralDensity(NamedTuple):
 
     Attributes:
         grid: shape (points,): eigenvalues, ascending.
-        density: shape (points,): share of the eigenvalues per unit of ``grid``; integrates to 1.
+        density: shape (points,): share of the eigenvalues per unit of ``grid``, averaged over the cell around a point;
+            integrates to 1.
         nodes: shape (nodes,): the quadrature's eigenvalues, ascending.
         weights: shape (nodes,): the share of the eigenvalues at each node; they sum to 1.
             ``(weights * f(nodes)).sum()`` estimates the mean of f over the eigenvalues.
@@ -74,7 +74,7 @@ def hessian_trace(
 
     Args:
         hessian: a `Hessian` or another `Operator`; or in its place the arguments of `Hessian`, as in
-            ``hessian_trace(loss_fn, params, batches, samples=..., reduce=...)``.
+            ``hessian_trace(loss_fn, params, batches, samples=..., reduce=..., dtype=...)``.
         probes: number of sign vectors; >= 8, or the interval could not be trusted.
         confidence: probability that the interval holds the trace; between 0 and 1.
         seed: of the probes; the same on all processes.
@@ -98,8 +98,6 @@ def hessian_trace(
     References:
         Hutchinson, A Stochastic Estimator of the Trace of the Influence Matrix for Laplacian Smoothing Splines, 1990.
     """
-    from scipy.special import stdtrit  # Here, for it takes 0.3 s to import.
-
     if probes < 8:
         raise ValueError(f"hessian_trace: `probes` must be >= 8, got {probes!r}.")
     if not 0 < confidence < 1:
@@ -111,9 +109,7 @@ def hessian_trace(
         signs = signs.to(hessian.device, hessian.dtype)
         estimates.append(dots([signs], hessian @ signs))
     quadratic_forms = hessian.mean_over_processes(torch.cat(estimates)).cpu()
-    value, error = quadratic_forms.mean().item(), quadratic_forms.std().item() / math.sqrt(probes)
-    margin = float(stdtrit(probes - 1, 0.5 + confidence / 2)) * error
-    return HessianTrace(value, value - margin, value + margin, error, probes, hessian.samples)
+    return HessianTrace(*mean_with_interval(quadratic_forms, confidence), probes, hessian.samples)
 
 
 @takes_loss
@@ -135,13 +131,13 @@ def spectral_density(
 
     Args:
         hessian: a `Hessian` or another `Operator`; or in its place the arguments of `Hessian`, as in
-            ``spectral_density(loss_fn, params, batches, samples=..., reduce=...)``.
+            ``spectral_density(loss_fn, params, batches, samples=..., reduce=..., dtype=...)``.
         probes: number of random starts; >= 1.
         steps: nodes per start; >= 1. Fewer if the Krylov space becomes invariant before.
         width: standard deviation of the Gaussian, in units of curvature; > 0. Default: a hundredth of the range of the
             nodes.
-        points: size of the grid, which reaches five widths beyond the nodes; >= 2. The density integrates to 1 on it
-            as long as its spacing is below the width.
+        points: size of the grid, which reaches five widths beyond the nodes; >= 2. The density at a point is the mean
+            over the cell around it, so that it integrates to 1 even where the width is below the spacing.
         seed: of the random starts; the same on all processes.
 
     Returns:
@@ -191,5 +187,7 @@ def spectral_density(
     # A single eigenvalue has no range; it is drawn as a peak of a hundredth of its size.
     width = 0.01 * ((high - low) or abs(high) or 1.0) if width is None else width
     grid = torch.linspace(low - 5 * width, high + 5 * width, points, dtype=torch.float64)
-    peaks = torch.exp(-0.5 * ((grid[:, None] - nodes) / width).square()) / (width * math.sqrt(2 * math.pi))
-    return SpectralDensity(grid, peaks @ weights, nodes, weights, width, hvps, hessian.samples)
+    spacing = (high - low + 10 * width) / (points - 1)
+    edges = torch.cat([grid - spacing / 2, grid[-1:] + spacing / 2])
+    below = torch.special.ndtr((edges[:, None] - nodes) / width) @ weights
+    return SpectralDensity(grid, below.diff().clamp(min=0) / spacing, nodes, weights, width, hvps, hessian.samples)

@@ -1,6 +1,8 @@
-"""Inner products of long flat vectors."""
+"""Inner products of long flat vectors, and the mean of a few numbers."""
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,3 +32,26 @@ def dots(vectors: Sequence[Tensor], vector: Tensor) -> Tensor:
         cut = slice(start, start + width)
         total += torch.stack([other[cut] for other in vectors]).to(dtype) @ vector[cut].to(dtype)
     return total
+
+
+class Mean(NamedTuple):
+    """A mean with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    standard_error: float
+
+
+def mean_with_interval(numbers: Tensor, confidence: float) -> Mean:
+    """The mean of independent numbers, with the interval that Student's t gives.
+
+    Args:
+        numbers: shape (k,), k >= 2.
+        confidence: probability that the interval holds the expected value.
+    """
+    from scipy.special import stdtrit  # Here, for it takes 0.3 s to import.
+
+    value, error = numbers.mean().item(), numbers.std().item() / math.sqrt(len(numbers))
+    margin = float(stdtrit(len(numbers) - 1, 0.5 + confidence / 2)) * error
+    return Mean(value, value - margin, value + margin, error)

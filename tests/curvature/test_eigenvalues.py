@@ -15,7 +15,8 @@ from support.hessians import BULK, Loss, dense, quadratic, seeded
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_same.curvature.eigenvalues import gradient_curvature, top_eigenvalue
+from lightning_same.curvature.eigenvalues import top_eigenvalue
+from lightning_same.curvature.gradient import gradient_curvature
 from lightning_same.curvature.spectrum import hessian_trace, spectral_density
 
 SPECTRA = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lightning_same import Hessian, gradient_curvature, hessian_trace, spectral_density, top_eigenvalue
-from lightning_same.curvature.operator import LossOperator, Operator
+from lightning_same.curvature.protocol import LossOperator, Operator
 
 MEASURES = [top_eigenvalue, hessian_trace, spectral_density, gradient_curvature]
 

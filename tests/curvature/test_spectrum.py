@@ -9,7 +9,8 @@ from scipy.stats import t as student
 from support.hessians import BULK, dense, mlp, quadratic, seeded
 from torch import Tensor, nn
 
-from lightning_same.curvature.eigenvalues import gradient_curvature, top_eigenvalue
+from lightning_same.curvature.eigenvalues import top_eigenvalue
+from lightning_same.curvature.gradient import gradient_curvature
 from lightning_same.curvature.hessian import Hessian
 from lightning_same.curvature.spectrum import hessian_trace, spectral_density
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_same.curvature.eigenvalues import gradient_curvature, top_eigenvalue
+from lightning_same.curvature.eigenvalues import top_eigenvalue
+from lightning_same.curvature.gradient import gradient_curvature
 from lightning_same.curvature.hessian import Hessian
 from lightning_same.curvature.spectrum import hessian_trace, spectral_density
 
