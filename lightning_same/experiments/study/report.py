@@ -24,6 +24,9 @@ from lightning_same.experiments.study.tables import points as in_points
 from lightning_same.experiments.study.variants import pairs
 from lightning_same.experiments.study.writing import write_atomically
 
+MOST_NAMES = 20
+"""Names of unfinished runs that are listed."""
+
 
 def write_report(study: Study, done: Sequence[Run], directory: Path) -> Path:
     """Write the report on the runs that are finished.
@@ -104,7 +107,9 @@ def _head(study: Study, done: Sequence[Run], results: Results, found: Analysis) 
         + f" The early phase is the first {study.early:.0%} of the epochs, the late phase the last {study.late:.0%}."
     )
     if left:
-        head.append("Not finished, and not in what follows: " + ", ".join(f"`{name}`" for name in left) + ".")
+        shown = ", ".join(f"`{name}`" for name in left[:MOST_NAMES])
+        more = f" and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
+        head.append(f"Not finished, and not in what follows: {shown}{more}.")
     if found.collapsed:
         listed = ", ".join(f"`{name}` ({why})" for name, why in found.collapsed.items())
         head.append(
@@ -157,8 +162,8 @@ def _radius(study: Study, found: Analysis, pictures: Sequence[Picture]) -> list[
             f"The radius at which {study.reference} would do as much as a variant (memorised share of the wrong labels,"
             " or training accuracy where no label is wrong), within each seed, and the difference of validation"
             f" accuracy there. *Explained* by the radius: *yes* if that is shown to be within ±{100 * study.delta:g}"
-            " points, *no* if it is beyond zero and not shown to be that small, after Holm's correction. *Outside*: seeds in which no radius does as"
-            " much.",
+            " points, *no* if it is beyond zero and not shown to be that small, after Holm's correction. *Outside*:"
+            " seeds in which no radius does as much.",
             markdown(in_points(found.equivalent, {"validation"}, {"rho": 3, "equivalent_rho": 3})),
         ]
     if len(found.best):
