@@ -24,6 +24,9 @@ from lightning_same.experiments.study.tables import points as in_points
 from lightning_same.experiments.study.variants import pairs
 from lightning_same.experiments.study.writing import write_atomically
 
+MOST_NAMES = 20
+"""Names of unfinished runs that are listed."""
+
 
 def write_report(study: Study, done: Sequence[Run], directory: Path) -> Path:
     """Write the report on the runs that are finished.
@@ -104,7 +107,9 @@ def _head(study: Study, done: Sequence[Run], results: Results, found: Analysis) 
         + f" The early phase is the first {study.early:.0%} of the epochs, the late phase the last {study.late:.0%}."
     )
     if left:
-        head.append("Not finished, and not in what follows: " + ", ".join(f"`{name}`" for name in left) + ".")
+        shown = ", ".join(f"`{name}`" for name in left[:MOST_NAMES])
+        more = f" and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
+        head.append(f"Not finished, and not in what follows: {shown}{more}.")
     if found.collapsed:
         listed = ", ".join(f"`{name}` ({why})" for name, why in found.collapsed.items())
         head.append(
