@@ -108,7 +108,7 @@ class AutomaticRoute(Route):
         step = self.step
         if skips_backward(trainer):
             return self._own_training_step(*args)
-        if self._finished_batch == batches_seen(trainer):
+        if step.rule is not None and self._finished_batch == batches_seen(trainer):
             name, optimizer = type(self.fit.module).__name__, trainer.optimizers[0]
             raise RuntimeError(f"{name}: {type(optimizer).__name__} {EVALUATES_SEVERAL_TIMES}")
         if step.replays:
@@ -189,9 +189,10 @@ class AutomaticRoute(Route):
                 loss = check_loss(loss_in(output, source), source)
                 loss = loss / trainer.accumulate_grad_batches
                 scale = loss_scale(trainer, loss.device)
-                losses.append(loss if scale is None else loss * scale)
-                module.backward(losses[-1])
-        return [loss.detach() for loss in losses]
+                loss = loss if scale is None else loss * scale
+                losses.append(loss.detach())
+                module.backward(loss)
+        return losses
 
 
 class ManualRoute(Route):

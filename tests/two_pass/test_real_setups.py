@@ -66,6 +66,18 @@ def test_one_that_calls_it_twice_is_told() -> None:
     type(module).kind = ClosureOnce
 
 
+class ByLbfgs(Plain):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters(), max_iter=3)
+
+
+def test_without_a_rule_an_optimizer_may_evaluate_the_loss_as_often_as_it_likes() -> None:
+    plain, mixed = build(ByLbfgs), with_sam(build(ByLbfgs), None)
+    fit(plain, max_epochs=1)
+    fit(mixed, max_epochs=1)
+    assert differences(weights(plain), weights(mixed)) == []
+
+
 class Unfreeze(BaseFinetuning):
     """Freezes everything before training and unfreezes the head when the first epoch begins."""
 

@@ -1,6 +1,6 @@
 """The first step that perturbs finds out whether a replay of it would be the same, and says what is not."""
 
-import random
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -103,11 +103,14 @@ class Caches(Plain):
         return super().training_step(batch, batch_idx)
 
 
+CALLS = itertools.count()
+
+
 class RoundingOnly(Plain):
-    """Kernels that add up in another order each time, played by a tiny random number."""
+    """Kernels that add up in another order each time, played by factors near 1, another one at each call."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return super().training_step(batch, batch_idx) * (1 + 1e-6 * random.SystemRandom().random())
+        return super().training_step(batch, batch_idx) * (1 + 1e-6 * (next(CALLS) % 7))
 
 
 WRONG = [
