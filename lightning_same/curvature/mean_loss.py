@@ -90,8 +90,8 @@ class MeanLoss:
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """The mean loss and its flat gradient at the present weights, by one forward-backward pass of their own."""
-        total = torch.zeros(1 + self.size, dtype=self.dtype, device=self.device)
         with self._differentiable():
+            total = torch.zeros(1 + self.size, dtype=self.dtype, device=self.device)
             for loss_fn, weight in zip(self._losses, self._weights, strict=True):
                 loss, leaves = self._forward(loss_fn)
                 grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
