@@ -80,11 +80,6 @@ class Snapshot:
         self._copies = TensorCopies(self._to_copy.values())
         del self._seen, self._to_copy
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors that are held by value."""
-        return self._copies.nbytes
-
     def restore(self) -> None:
         """Put everything back. May be called many times."""
         for undo in self.undo:
@@ -204,14 +199,16 @@ def _(value: Tensor, snapshot: Snapshot, deep: bool) -> None:
 
 @hold.register
 def _(value: dict, snapshot: Snapshot, deep: bool) -> None:  # type: ignore[type-arg]
-    snapshot.hold_container(value, value.values(), deep)
+    if _is_refillable(value):
+        snapshot.hold_container(value, value.values(), deep)
 
 
 @hold.register(list)
 @hold.register(deque)
 @hold.register(set)
 def _(value: Any, snapshot: Snapshot, deep: bool) -> None:
-    snapshot.hold_container(value, value, deep)
+    if _is_refillable(value):
+        snapshot.hold_container(value, value, deep)
 
 
 @hold.register
@@ -261,6 +258,17 @@ def modules_of(module: nn.Module) -> Collection[nn.Module]:
             modules[id(inner)] = inner
             waiting.extend(inner._modules.values())
     return modules.values()
+
+
+def _is_refillable(container: Any) -> bool:
+    """Whether a container takes its items back; a subclass may forbid that, as the outputs of some models do."""
+    kind = type(container)
+    return kind.__module__ in ("builtins", "collections") or not any(
+        name in vars(cls)
+        for cls in kind.__mro__
+        if cls.__module__ not in ("builtins", "collections", "collections.abc", "typing")
+        for name in ("clear", "copy", "update", "extend", "__setitem__")
+    )
 
 
 def refill(container: Any, items: Any) -> None:

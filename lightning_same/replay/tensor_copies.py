@@ -27,11 +27,6 @@ class TensorCopies:
         with torch.no_grad() if groups else nullcontext():
             self._groups = [(group, _copies(group)) for group in groups.values()]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the copies take."""
-        return sum(copy.nbytes for _, copies in self._groups for copy in copies)
-
     @torch.no_grad()
     def differ(self) -> bool:
         """Whether a tensor has another value now. The host waits for the device."""

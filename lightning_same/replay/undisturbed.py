@@ -27,8 +27,10 @@ class ReplayState:
 
     def restore(self) -> None:
         """Put everything back. May be called many times."""
-        self.module.restore()
-        self.trainer.restore()
+        try:
+            self.module.restore()
+        finally:
+            self.trainer.restore()
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def undisturbed(
         unheld: parameters that somebody else puts back.
 
     Yields:
-        To be called in between, to go back to where it began.
+        A function that goes back to where the context began.
     """
     with as_replay(), muted(trainer, module):
         state = ReplayState(trainer, module, unheld)

@@ -30,9 +30,12 @@ def replace_training_step(trainer: pl.Trainer, training_step: TrainingStep) -> T
     return own
 
 
-def restore_training_step(trainer: pl.Trainer) -> None:
-    """Give the strategy its own training step back."""
-    vars(trainer.strategy).pop("training_step", None)
+def restore_training_step(trainer: pl.Trainer, own: TrainingStep) -> None:
+    """Give the strategy back what `replace_training_step` has returned."""
+    if own == getattr(type(trainer.strategy), "training_step", None).__get__(trainer.strategy):  # type: ignore[union-attr]
+        vars(trainer.strategy).pop("training_step", None)
+    else:  # Somebody else's, which was there before.
+        trainer.strategy.training_step = own  # type: ignore[method-assign]
 
 
 def put_first(trainer: pl.Trainer, kind: type[Callback]) -> None:

@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_same.rules.base import Rule
 from lightning_same.rules.schedules import Schedule
 from lightning_same.trainer.logging import log_now, logs_this_step
+from lightning_same.trainer.loop import is_accumulating
 from lightning_same.two_pass.checks import check_inner_modules, check_module
 from lightning_same.two_pass.fit import Fit
 from lightning_same.two_pass.module import TwoPassModule
@@ -92,14 +93,16 @@ class TwoPassCallback(Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close(pl_module)
+        self._close(pl_module, after_error=True)
 
-    def _close(self, module: pl.LightningModule) -> None:
+    def _close(self, module: pl.LightningModule, after_error: bool = False) -> None:
         route = route_of(module)
+        self._loaded = None
         if route is not None:
-            route.close()
-            self._left = route.fit.state_dict()
             del vars(module)["_route"]
+            route.close()
+            # Gathering what is sharded takes all processes, of which one may have raised.
+            self._left = {} if after_error and route.fit.is_sharded else route.fit.state_dict()
 
 
 def route_of(module: pl.LightningModule) -> Route | None:
@@ -119,7 +122,9 @@ def _log_step(trainer: pl.Trainer, route: Route) -> None:
     if step.may_be_dropped:
         values["sam/skipped_steps"] = float(route.fit.skipped_steps)
     if values:
-        log_now(trainer, values, to_loggers=logs_this_step(trainer))
+        # In manual optimization Lightning logs at every batch.
+        ends = isinstance(route, ManualRoute) or not is_accumulating(trainer)
+        log_now(trainer, values, to_loggers=ends and logs_this_step(trainer))
 
 
 def _log_another_rule(before: str | None, rule: Rule | None) -> None:

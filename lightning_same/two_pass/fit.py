@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from lightning_same.gradients.sharding import any_sharded
 from lightning_same.rules.base import Rule
 from lightning_same.rules.state import Memory
 from lightning_same.trainer.optimizers import trained
@@ -33,6 +34,11 @@ class Fit:
         self.checked: Rule | None = module.sam
         self.writes_weights: bool | None = None
         self.is_replay_checked = False
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether parameters, and what the rule keeps of them, are spread over processes."""
+        return any_sharded(self.stepped_parameters())
 
     def stepped_parameters(self) -> list[Tensor]:
         """Of all optimizers. Asked anew each time: a callback may unfreeze parameters, or add a group."""

@@ -24,11 +24,6 @@ class GradientStore:
         self._trainer = trainer
         self._aside: dict[Tensor, Tensor] = {}
 
-    def clear(self) -> None:
-        """A step begins, or ends."""
-        self.base = {}
-        self._aside = {}
-
     def take(self, params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
         """Take the gradients of parameters out of ``.grad``."""
         ddp = ddp_model(self._trainer)

@@ -14,7 +14,7 @@ from lightning_same.replay.fingerprint import fingerprint
 from lightning_same.replay.report import Outcome, States, compare
 from lightning_same.replay.snapshot import parameters_of
 from lightning_same.replay.undisturbed import undisturbed
-from lightning_same.trainer.distributed import unsynchronized
+from lightning_same.trainer.distributed import ddp_model, unsynchronized
 from lightning_same.two_pass.step import TwoPassStep
 
 
@@ -38,7 +38,10 @@ def check_replay(
     params = list(dict.fromkeys(parameters_of(module)))
     left = fingerprint(module)
     first = Outcome(losses, [_copy(param.grad) for param in params])
-    grads = {param: param.grad for param in params}
+    # A copy where the gradients are views of DDP's buckets, which the replay writes to.
+    ddp = ddp_model(trainer)
+    in_buckets = ddp is not None and ddp.gradient_as_bucket_view
+    grads = {param: _copy(param.grad) if in_buckets else param.grad for param in params}
     replays: list[Outcome] = []
     put_back: Mapping[str, str] = {}
 

@@ -102,7 +102,7 @@ class AutomaticRoute(Route):
         """Pass one's forward."""
         self._pass_one.close()
         trainer = self.fit.trainer
-        # A fit that resumes inside a window begins there.
+        # A fit that resumes inside a window opens its step at that micro-batch.
         if self.step is None or opens_window(trainer):
             self.step, self._window = open_step(self.fit, 0, trainer.global_step, total_steps(trainer)), []
         step = self.step
@@ -120,6 +120,8 @@ class AutomaticRoute(Route):
         if output is None:
             # No backward comes for this micro-batch. The step is still taken with what the others have gathered.
             del self._window[-1:]
+            if not self._window:
+                self._start = None  # The check of the replay begins with the next micro-batch.
             self.after_backward()
         return output
 
@@ -157,7 +159,7 @@ class AutomaticRoute(Route):
         self._pass_one.close()
         if self.step is not None:
             self.step.cancel()
-        restore_training_step(self.fit.trainer)
+        restore_training_step(self.fit.trainer, self._own_training_step)
 
     def _micro_batch(self, args: tuple[Any, ...]) -> MicroBatch:
         fit = self.fit
@@ -181,7 +183,8 @@ class AutomaticRoute(Route):
             micro_batch.before.restore()
             if ddp is not None:
                 ddp.require_forward_param_sync = micro_batch.buffers_synced
-            # The last one synchronizes the gradients, unless more micro-batches follow: Lightning blocks it then.
+            # The last one synchronizes the gradients. While more micro-batches follow, Lightning's own context without
+            # synchronization is around all of this.
             synchronizes = micro_batch is self._window[-1]
             with nullcontext() if synchronizes else unsynchronized(trainer.strategy):
                 output = self._own_training_step(*(micro_batch.args if last else copy_of(micro_batch.args)))
@@ -218,7 +221,12 @@ class ManualRoute(Route):
         fit, module = self.fit, self.fit.module
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         check_optimizer(plain, module)
-        index = next(index for index, known in enumerate(fit.trainer.optimizers) if known is plain)
+        index = next((index for index, known in enumerate(fit.trainer.optimizers) if known is plain), None)
+        if index is None:
+            raise ValueError(
+                f"{type(module).__name__}: two_pass_step needs one of `self.optimizers()`, got another"
+                f" {type(plain).__name__}. Return it from `configure_optimizers`."
+            )
         batch = batches_seen(fit.trainer)
         if batch != self._batch:
             self._batch, self._steps_at_batch = batch, fit.trainer.global_step

@@ -215,7 +215,7 @@ class TwoPassStep(Step):
         if self._has_perturbed:
             self._store.set_aside(trained(self._optimizer))
         if self._weights is None or self.by_micro_batch:
-            # Seen by value once in a fit; then a copy is kept only if it is needed.
+            # The first step that perturbs keeps a copy, to see whether weights are written; later ones if they are.
             copy = self.fit.writes_weights is not False
             self._weights = WeightsBefore(self.fit.stepped_parameters(), copy)
         self.sam_pass = 1

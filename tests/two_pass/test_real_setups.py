@@ -1,6 +1,7 @@
 """Optimizers, callbacks, batches and classes as published projects have them: they work, or are refused early."""
 
 import abc
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -8,13 +9,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning
-from support.fits import differences, fit, trainer, weights
+from support.fits import RowLogger, differences, fit, trainer, weights
 from support.nets import Plain, TwoOptimizers, build, loader
 from support.passes import count_passes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_same import SAM, Every, Rule, SharpnessMonitor, Timing, with_sam
+from lightning_same import SAM, Every, Linear, Rule, SharpnessMonitor, Timing, with_sam
 
 T = TypeVar("T")
 
@@ -221,3 +222,50 @@ def test_a_manual_module_that_never_mentions_two_pass_step_is_refused_before_its
     with pytest.raises(RuntimeError, match=r"TwoOptimizers is in manual optimization and.*without `two_pass_step`"):
         fit(module)
     assert differences(weights(module), start) == []
+
+
+def test_an_optimizer_that_the_trainer_does_not_know_is_told() -> None:
+    """And does not end the epoch in silence, as a StopIteration would."""
+
+    class Foreign(TwoOptimizers):
+        def step(self, loss_fn: Any, optimizer: Any) -> None:
+            self.two_pass_step(loss_fn, torch.optim.SGD(self.parameters(), lr=0.1))
+
+    with pytest.raises(ValueError, match=r"Foreign: two_pass_step needs one of `self.optimizers\(\)`, got another SGD"):
+        fit(with_sam(build(Foreign), SAM(0.1)))
+
+
+class Sealed(OrderedDict):  # type: ignore[type-arg]
+    """As the outputs of some language models: it can be filled once only."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError("sealed")
+
+
+def test_what_a_model_returns_may_be_kept_on_the_module() -> None:
+    class Keeps(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.last = Sealed(loss=loss.detach())
+            return loss
+
+    ours, plain = with_sam(build(Keeps), SAM(0.0)), build(Keeps)
+    fit(ours)
+    fit(plain)
+    assert differences(weights(ours), weights(plain)) == []
+
+
+def test_a_radius_is_logged_once_for_a_step() -> None:
+    logger = RowLogger()
+    module = with_sam(build(Plain), SAM(Linear(0.2)), nonfinite="skip")
+    fit(module, max_epochs=1, accumulate_grad_batches=3, logger=logger)
+    assert [step for step, row in logger.rows if "sam/rho" in row] == [0, 1]
+
+
+def test_a_patch_of_somebody_else_stays() -> None:
+    made = trainer(max_epochs=1)
+    own = made.strategy.training_step
+    made.strategy.training_step = lambda *args: own(*args)
+    theirs = made.strategy.training_step
+    made.fit(with_sam(build(Plain), SAM(0.1)))
+    assert made.strategy.training_step is theirs
