@@ -16,7 +16,7 @@ from lightning_same.plots.palette import METHODS, REFERENCES
 
 FRACTIONS = [f"ckpt_fraction/{name}" for name in ("ckpt1", "ckpt2", "ckpt3", "ckpt4", "rest")]
 NORMS = [f"grad_norm/{name}" for name in ("base", "perturbed", "step", "ckpt1", "ckpt2", "ckpt3", "ckpt4")]
-NAMES = ["SGD", "_SAM", "SAME $1"]  # Neither underscores nor dollars mean anything.
+NAMES = ["SGD", "_SAM", r"SAME $\1$"]  # Neither underscores nor dollars mean anything.
 
 
 def made_up(seed: int, steps: int = 12) -> pd.DataFrame:
@@ -94,6 +94,8 @@ def test_any_metric_is_drawn_with_names_beside_the_lines() -> None:
     assert {text.get_text() for text in axes.texts} == set(NAMES)
     assert figure.legends == []
     drawn(figure)
+    renamed = {name: table.rename(columns={"val/loss": r"_$\1$"}) for name, table in RUNS.items()}
+    drawn(draw_metric(renamed, r"_$\1$"))
     with pytest.raises(KeyError, match="has not logged val/los"):
         draw_metric(RUNS, "val/los")
     with pytest.raises(ValueError, match="at least one run"):
@@ -104,8 +106,8 @@ def test_a_single_run_is_named_if_it_has_a_name() -> None:
     table = made_up(0)
     for draw in (draw_fractions, draw_norms, draw_sharpness, lambda runs: draw_metric(runs, "val/loss")):
         assert draw(table).get_suptitle() == ""
-        figure = draw({"_A $1": table})
-        assert figure.get_suptitle() == "_A $1"
+        figure = draw({r"_A $\1$": table})
+        assert figure.get_suptitle() == r"_A $\1$"
         drawn(figure)
 
 
