@@ -98,6 +98,21 @@ def test_a_study_s_figures_use_it() -> None:
         assert {style.color for style in (*CKPTS.values(), REST)} <= used(picture.svg)
 
 
+@pytest.mark.parametrize("length", [4, 14, 40])
+def test_a_study_s_legend_is_not_cut_off(length: int) -> None:
+    names = [f"{k}{'m' * length}" for k in range(6)]
+    rows = [{"variant": name, "epoch": epoch, "val/accuracy": 0.1} for name in names for epoch in (1, 2)]
+    (picture,) = curve_pictures(pd.DataFrame(rows), [])
+    svg = picture.svg.decode()
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
+    legend = svg[svg.index('id="legend_1"') :]
+    ends = [float(x) for x in re.findall(r'<use [^>]*x="([-\d.]+)"', legend)]
+    texts = [float(x) for x in re.findall(r"translate\(([-\d.]+) [-\d.]+\) scale", legend)]
+    assert len(ends) == len(texts) == len(names)
+    assert min(ends) > 0
+    assert max(texts) < width - 6 * min(length, 30)
+
+
 @pytest.mark.parametrize("folder", ["lightning_same", "docs", "notebooks", "benchmarks"])
 def test_no_other_file_has_colors_of_its_own(folder: str) -> None:
     """But for shades of grey, and for the style sheet of the report's page."""

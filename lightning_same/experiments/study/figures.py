@@ -208,12 +208,20 @@ class _panel:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
-                self.figure.legend(loc="outside lower center", ncols=5, handlelength=1.2, columnspacing=1.2)
+                self._legend()
                 file = io.BytesIO()
                 self.figure.savefig(file, format="svg", metadata={"Date": None})
                 self.picture = Picture(self.name, self.caption, file.getvalue())
         finally:
             self.style.__exit__(None, None, None)
+
+    def _legend(self) -> None:
+        """A legend of as many columns as the figure is wide enough for."""
+        for columns in (5, 4, 3, 2, 1):
+            legend = self.figure.legend(loc="outside lower center", ncols=columns, handlelength=1.2, columnspacing=1.2)
+            if columns == 1 or legend.get_window_extent().width <= self.figure.bbox.width:
+                break
+            legend.remove()
 
 
 def _groups(curves: pd.DataFrame, reference: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
