@@ -61,6 +61,25 @@ def test_the_command_and_the_config_run() -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_the_options_in_the_text_run() -> None:
+    options = re.findall(r"`(--[^` ]+[ =][^`]+)`", README.read_text())
+    quickstart = [option for option in options if option.startswith(("--sam", "--trainer.logger"))]
+    assert quickstart[:2] == ["--sam SAM", "--sam null"]
+    others = [option for option in options if option not in quickstart]
+    _, *command = shlex.split(COMMANDS[0])
+    digits = ["fit", "--config", str(ROOT / "configs" / "digits.yaml"), "--trainer.max_epochs", "1"]
+    for args, chosen, saved in (
+        (digits, quickstart[2:], ("TensorBoardLogger", "ckpt: 3")),
+        (command, others, ("CheckpointFractionMonitor", "every_n_steps: 5", "ascent: local")),
+    ):
+        words = [word for option in chosen for word in shlex.split(option)]
+        done = subprocess.run([sys.executable, "-m", "lightning_same", *args, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (config,) = Path().rglob("config.yaml")
+        assert all(word in config.read_text() for word in saved), config.read_text()
+        config.unlink()
+
+
 def test_the_table_of_rules_is_complete_and_true() -> None:
     import lightning_same
     from lightning_same import Rule
