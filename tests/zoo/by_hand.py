@@ -127,6 +127,7 @@ def stand_in_trainer(module: pl.LightningModule, batches: int) -> Iterator[Any]:
         train_dataloader=[],
         callbacks=[],
         optimizers=[],
+        strategy=None,
         world_size=1,
         state=SimpleNamespace(stage=pl.trainer.states.RunningStage.TRAINING),
     )

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-OWN = frozenset({"sam", "two_pass", "_route", "_trainer", "_fabric", "_log_hyperparams"})
-"""Attributes of a module that are the mixin's or the Trainer's."""
+OWN = frozenset({"sam", "two_pass", "_route", "_trainer", "_fabric", "_log_hyperparams", "_source_dict"})
+"""Attributes of a module that are the mixin's or the Trainer's; and a cache that torch_geometric fills once."""
 
 OPAQUE = (pl.Trainer, types.ModuleType, weakref.ReferenceType, RemovableHandle)
 
@@ -52,7 +52,9 @@ def _taken_apart(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
     if isinstance(value, np.random.Generator):
         return state_of(value.bit_generator.state, seen)
     if isinstance(value, np.ndarray):
-        return [state_of(item, seen) for item in value.tolist()] if value.dtype.hasobject else value.copy()
+        if value.dtype.hasobject:
+            return [state_of(item, seen) for item in value.tolist()]
+        return [str(value.dtype), value.shape, value.tobytes()]
     if isinstance(value, Mapping):
         return [[state_of(key, seen), state_of(item, seen)] for key, item in value.items()]
     if isinstance(value, set | frozenset):
