@@ -1,0 +1,1 @@
+"""Published models under two passes and beside the monitors."""
