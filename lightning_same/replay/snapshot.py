@@ -21,8 +21,6 @@ from lightning_same.replay.tensor_copies import TensorCopies
 REGISTERED = ("_parameters", "_buffers", "_modules")
 """Where a module keeps what is registered with it."""
 
-NOTHING: dict[str, Any] = {}
-
 # What torch and Lightning keep for themselves in a module: a forward leaves it alone, or it belongs to the Trainer.
 # `log` and `print` are attributes only while they are muted.
 UNHELD = (frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule())) | {"log", "print"}) - {"training"}
@@ -72,6 +70,7 @@ class Snapshot:
         self._unheld = unheld
         self._attributes: list[Attributes] = []
         self._registered: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._empty: list[dict[str, Any]] = []
         self._seen: set[int] = set()
         self._to_copy: dict[int, Tensor] = {}
         modules = modules_of(module)
@@ -90,9 +89,11 @@ class Snapshot:
                 for name in now.keys() - unheld - held.keys():
                     del now[name]
         for container, items in self._registered:
-            # Nearly all hold what they held, and half of them nothing.
-            if (container or items) and not _same_items(container, items):
+            if not _same_items(container, items):
                 refill(container, items)
+        if any(self._empty):
+            for container in self._empty:
+                container.clear()
         for param, requires_grad in self._requires_grad:
             if param.requires_grad != requires_grad:
                 param.requires_grad_(requires_grad)
@@ -105,7 +106,7 @@ class Snapshot:
 
     def hold_modules(self, modules: Iterable[nn.Module]) -> None:
         """Hold modules without their submodules."""
-        seen, registered = self._seen, self._registered
+        seen, registered, empty = self._seen, self._registered, self._empty
         for module in modules:
             if id(module) in seen:
                 continue
@@ -113,7 +114,10 @@ class Snapshot:
             attributes = vars(module)
             for name in REGISTERED:
                 container = attributes[name]
-                registered.append((container, container.copy() if container else NOTHING))
+                if container:
+                    registered.append((container, container.copy()))
+                else:  # As most are, which is seen sooner without a copy.
+                    empty.append(container)
             for buffer in attributes["_buffers"].values():
                 if buffer is not None:
                     self.hold_tensor(buffer)

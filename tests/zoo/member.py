@@ -154,7 +154,8 @@ class Distributed(Member):
     def test_on_two_processes(self, ranks: dict[int, Ranks]) -> None:
         kind = type(self)
         expected = ranks[2].run(on_a_rank, kind, "plain")
-        assert expected[0]["weights"].keys() == built(self.make).state_dict().keys() - expected[0]["buffers"].keys()
+        # One that several modules share has several names in the state_dict, of which this is the first.
+        assert expected[0]["weights"].keys() == dict(built(self.make).named_parameters()).keys()
         for other in ("forced", *MONITORS):
             assert differences(expected, ranks[2].run(on_a_rank, kind, other)) == [], other
         one, two = ranks[2].run(on_a_rank, kind, "sam")
