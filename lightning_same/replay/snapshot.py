@@ -99,6 +99,10 @@ class Snapshot:
                 param.requires_grad_(requires_grad)
         self._copies.restore()
 
+    def release(self, params: Sequence[Tensor]) -> None:
+        """Put the values of these parameters back for the last time: from now on somebody else takes care of them."""
+        self._copies.release(params)
+
     def hold(self, value: Any, deep: bool = True) -> None:
         """Hold what can change inside ``value`` while it stays the same object."""
         if type(value) not in ATOMS and id(value) not in self._seen:

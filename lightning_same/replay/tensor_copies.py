@@ -52,6 +52,20 @@ class TensorCopies:
                 with torch.no_grad():
                     torch._foreach_copy_([tensor for tensor, _ in pairs], [copy for _, copy in pairs])
 
+    def release(self, tensors: Iterable[Tensor]) -> None:
+        """Write the values of some of them back for the last time, and hold those no longer."""
+        released = {id(tensor) for tensor in tensors}
+        kept = []
+        for group, copies in self._groups:
+            apart: tuple[list[tuple[Tensor, Tensor]], ...] = ([], [])
+            for tensor, copy in zip(group, copies, strict=True):
+                apart[id(tensor) in released].append((tensor, copy))
+            for tensor, copy in apart[True]:
+                tensor.data.copy_(copy)
+            if apart[False]:
+                kept.append(([tensor for tensor, _ in apart[False]], [copy for _, copy in apart[False]]))
+        self._groups = kept
+
 
 def _copies(group: list[Tensor]) -> list[Tensor]:
     if len(group) == 1:

@@ -32,6 +32,10 @@ class ReplayState:
         finally:
             self.trainer.restore()
 
+    def release(self, params: Sequence[Tensor]) -> None:
+        """Put these parameters back for the last time: from now on somebody else takes care of them."""
+        self.module.release(params)
+
 
 @contextmanager
 def undisturbed(

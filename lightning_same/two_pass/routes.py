@@ -2,7 +2,7 @@
 
 import abc
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -142,7 +142,7 @@ class AutomaticRoute(Route):
                 replay = partial(self._replay, last=False)
                 check_replay(step, self._start, self._window[0].before.restore, replay, self._losses)
                 self.fit.is_replay_checked, self._start = True, None
-            step.second_pass(self._replay, last=due)
+            step.second_pass(self._replay, self._release, last=due)
             self._window = []
         step.end_micro_batch()
         if due:
@@ -166,6 +166,10 @@ class AutomaticRoute(Route):
         ddp = ddp_model(fit.trainer)
         before = ReplayState(fit.trainer, fit.module, fit.stepped_parameters())
         return MicroBatch(copy_of(args), before, ddp is not None and ddp.require_forward_param_sync)
+
+    def _release(self, params: Sequence[Tensor]) -> None:
+        for micro_batch in reversed(self._window):  # The values before the first one are those that stay.
+            micro_batch.before.release(params)
 
     def _replay(self, *, last: bool = True) -> list[Tensor]:
         """Repeat the window's forwards and backwards.
@@ -195,6 +199,9 @@ class AutomaticRoute(Route):
                 loss = loss if scale is None else loss * scale
                 losses.append(loss.detach())
                 module.backward(loss)
+            if not synchronizes:
+                # As in pass one, where it may change the gradients gathered so far. After the last, Lightning calls it.
+                module.on_after_backward()
         return losses
 
 
@@ -252,7 +259,7 @@ class ManualRoute(Route):
         if start is not None and before is not None and isinstance(step, TwoPassStep):
             check_replay(step, start, before.restore, replay, [loss])
             fit.is_replay_checked = True
-        step.second_pass(replay)
+        step.second_pass(replay, _nothing if before is None else before.release)
         step.finish()
         optimizer.step()
         step.commit()
@@ -290,6 +297,10 @@ class ManualRoute(Route):
     def close(self) -> None:
         if self.step is not None:
             self.step.cancel()
+
+
+def _nothing(params: Sequence[Tensor]) -> None:
+    pass
 
 
 def _mentions_two_pass_step(module: Any) -> bool:

@@ -1,6 +1,6 @@
 """One optimizer step, from top to bottom: pass one, the perturbation, pass two, what the optimizer steps with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -110,12 +110,20 @@ class Step:
         """A context for the forward and backward that leave g in ``.grad``."""
         return nullcontext()
 
-    def second_pass(self, replay: Callable[[], object], *, last: bool = True) -> None:
+    def second_pass(
+        self,
+        replay: Callable[[], object],
+        release: Callable[[Sequence[Tensor]], None],
+        *,
+        last: bool = True,
+    ) -> None:
         """g in ``.grad`` becomes s; all else stays as pass one has left it.
 
         Args:
-            replay: repeats the forwards and backwards of pass one.
-            last: whether they are the last of the step.
+            replay: repeats the forwards and backwards of pass one, from the state before it.
+            release: called with parameters that are not a part of that state, though they were when it was taken: their
+                values are put back once, and then the replay leaves them alone.
+            last: whether the forwards and backwards are the last of the step.
         """
 
     def end_micro_batch(self) -> None:
@@ -226,7 +234,13 @@ class TwoPassStep(Step):
             self.sam_pass = 0
 
     @override
-    def second_pass(self, replay: Callable[[], object], *, last: bool = True) -> None:
+    def second_pass(
+        self,
+        replay: Callable[[], object],
+        release: Callable[[Sequence[Tensor]], None],
+        *,
+        last: bool = True,
+    ) -> None:
         radii = radii_of(self._optimizer, self.rho)
         if self.is_local:
             # Which parameters have a gradient may differ between the processes.
@@ -243,7 +257,11 @@ class TwoPassStep(Step):
         keeps_base = self.rule.combination.needs_grads or bool(self._observers())
         others = [param for param in parameters_of(self.module) if param not in radii]
         average_is_there: Callable[[], None] = _nothing
-        with undisturbed(self.trainer, self.module, self.fit.stepped_parameters()), self.weights_as_before():
+        with (
+            undisturbed(self.trainer, self.module, self.fit.stepped_parameters()),
+            self.weights_as_before(),
+            self._unfrozen_as_before(params, release),
+        ):
             grads = self._store.take([*others, *params])
             other_grads = {param: grads.get(param) for param in others}
             perturbed = self.rule.perturbed(
@@ -315,6 +333,27 @@ class TwoPassStep(Step):
                 yield
             finally:
                 left.restore()
+
+    @contextmanager
+    def _unfrozen_as_before(
+        self, params: Sequence[Tensor], release: Callable[[Sequence[Tensor]], None]
+    ) -> Iterator[None]:
+        """Weights that pass one has unfrozen, as it found them; then as it has left them.
+
+        Pass two moves them with the others, so the state before pass one must not hold them any more.
+        """
+        assert self._weights is not None
+        known = {id(param) for param in self._weights.params}
+        unfrozen = [param for param in params if id(param) not in known]
+        if not unfrozen:
+            yield
+            return
+        left = TensorCopies(unfrozen)
+        release(unfrozen)
+        try:
+            yield
+        finally:
+            left.restore()
 
     def _unscaled(self, grads: list[Tensor]) -> list[Tensor]:
         """g of the loss itself, for rules to which its size matters. Never by the scaler, which unscales once."""

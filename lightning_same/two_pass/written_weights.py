@@ -17,16 +17,20 @@ class WeightsBefore:
     Args:
         params: the weights.
         copy: whether to keep a copy, which pass two needs to begin where pass one began.
+
+    Attributes:
+        params: the same.
+        copies: the copy, if there is one.
     """
 
     def __init__(self, params: Sequence[Tensor], copy: bool) -> None:
-        self._params = params
+        self.params = params
         self._marks = _marks(params)
         self.copies = TensorCopies(params) if copy else None
 
     def were_written(self) -> bool:
         """Whether somebody has written to them since."""
-        return _marks(self._params) != self._marks or (self.copies is not None and self.copies.differ())
+        return _marks(self.params) != self._marks or (self.copies is not None and self.copies.differ())
 
 
 def _marks(params: Sequence[Tensor]) -> list[tuple[int, int]]:

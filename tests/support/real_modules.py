@@ -104,6 +104,26 @@ class TogglesFreezing(Plain):
         return super().training_step(batch, batch_idx)
 
 
+class UnfreezesAndWrites(Plain):
+    """Normalizes its last layer, and trains it from the second epoch on, both inside the step, as SwAV does."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        last = self.layers[2].weight
+        with torch.no_grad():
+            last.copy_(last / last.norm(dim=1, keepdim=True))
+        last.requires_grad_(self.current_epoch > 0)
+        return super().training_step(batch, batch_idx)
+
+
+class ScalesGradients(Plain):
+    """Halves all gradients gathered so far after each backward."""
+
+    def on_after_backward(self) -> None:
+        for param in self.parameters():
+            if param.grad is not None:
+                param.grad.mul_(0.5)
+
+
 class ReturnsMapping(Plain):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return UserDict(loss=super().training_step(batch, batch_idx))
@@ -140,6 +160,8 @@ REAL = [
     ReadsProgress,
     StopsByLoss,
     TogglesFreezing,
+    UnfreezesAndWrites,
+    ScalesGradients,
     ReturnsMapping,
     TakesGradient,
 ]
