@@ -105,7 +105,7 @@ def accuracy_and_cost(net: Net, batch: list[Tensor], step: int) -> list[dict[str
     def forward_backward() -> None:
         torch.autograd.grad(loss(), list(net.model.parameters()))
 
-    exact = top_eigenvalue(loss, net.model, tolerance=1e-5, max_products=60, seed=1000)
+    exact = top_eigenvalue(loss, net.model, tolerance=1e-5, max_products=60, seed=1000, dtype="float64")
     rows = []
     for seed in range(STARTS):
         passes = [seconds(forward_backward) for _ in range(3)]

@@ -1,7 +1,7 @@
 """How sharp the loss is while a model trains: when to measure it, and what to log."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -13,8 +13,10 @@ from typing_extensions import override
 from lightning_same.callbacks.cadence import Cadence
 from lightning_same.callbacks.mean_loss import Mode, mean_loss
 from lightning_same.callbacks.probe import LossFn, check_probe
-from lightning_same.curvature.eigenvalues import TopEigenvalue, extreme_eigenvalues
+from lightning_same.curvature.adaptive import AdaptiveHessian
+from lightning_same.curvature.eigenvalues import extreme_eigenvalues, reason
 from lightning_same.curvature.hessian import Hessian
+from lightning_same.curvature.neighborhood import average_case_sharpness, worst_case_sharpness
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.base import Rule
@@ -44,10 +46,14 @@ class SharpnessMonitor(Callback):
 
     Logged:
         ``sharpness/top_eigenvalue``, ``sharpness/bottom_eigenvalue``: as `top_eigenvalue` finds them.
-        ``sharpness/residual``, ``sharpness/bottom_residual``: some eigenvalue lies so near to each of them.
+        ``sharpness/residual``, ``sharpness/bottom_residual``: an eigenvalue lies within this distance of the largest,
+        and of the smallest.
+        ``sharpness/rounding``: estimate of the error by rounding, which the residuals include.
+        ``sharpness/upper_bound``: with a probability of 99% no eigenvalue is larger.
         ``sharpness/hvps``: Hessian-vector products taken.
-        ``sharpness/converged``: 1 or 0. Where it is 0 a warning is given too.
+        ``sharpness/converged``: 1 or 0, of all eigenvalues. Where it is 0 a warning is given too.
         ``sharpness/ascent_gap``: L(w + e) - L(w).
+        ``sharpness/adaptive_top_eigenvalue``, ``sharpness/worst_case``, ``sharpness/average_case``: if asked for.
 
     A training batch for which the training step returns None is passed over, with a warning.
 
@@ -72,7 +78,14 @@ class SharpnessMonitor(Callback):
             together. An eigenvalue that overtakes is found all the same: see `top_eigenvalue`.
         tolerance: accepted residual, relative to the eigenvalue.
         both_ends: wait for the smallest eigenvalue too, which takes 2 to 7 times as many products.
-        max_products: most products for a measurement.
+        max_products: most products for an eigenvalue.
+        confident: go on until the upper bound is within the tolerance too: 2 to 4 products more.
+        dtype: "float64" measures copies in float64; "auto" only where rounding exceeds the tolerance, as late in
+            training with cross-entropy: see `Hessian`. Default: the dtype of the module.
+        adaptive: measure the largest eigenvalue of `AdaptiveHessian` too, which does not change when weights are
+            rescaled without changing the function. As many products again.
+        worst_case: radius of the ball, in units of the weights, for `worst_case_sharpness`: 22 forward-backward passes.
+        average_case: standard deviation, in units of the weights, for `average_case_sharpness`: 33 forward passes.
         seed: of the random start.
         prog_bar: show the largest eigenvalue in the progress bar too, as ``top_eigenvalue``.
 
@@ -96,6 +109,11 @@ class SharpnessMonitor(Callback):
         tolerance: float = 2e-3,
         both_ends: bool = False,
         max_products: int = 32,
+        confident: bool = False,
+        dtype: Literal["float64", "auto"] | None = None,
+        adaptive: bool = False,
+        worst_case: float | None = None,
+        average_case: float | None = None,
         seed: int = 0,
         prog_bar: bool = False,
     ) -> None:
@@ -107,8 +125,11 @@ class SharpnessMonitor(Callback):
             raise ValueError("SharpnessMonitor: `probe_batches` holds no batch.")
         for name, count in counts.items():
             check_int(self, name, count, at_least=1)
-        if rho is not None:
-            check_number(self, "rho", rho, above=0)
+        for name, radius in (("rho", rho), ("worst_case", worst_case), ("average_case", average_case)):
+            if radius is not None:
+                check_number(self, name, radius, above=0)
+        if dtype not in (None, "float64", "auto"):
+            raise ValueError(f'SharpnessMonitor: `dtype` must be "float64", "auto" or None, got {dtype!r}.')
         if mode not in get_args(Mode):
             raise ValueError(f'SharpnessMonitor: `mode` must be "eval" or "train", got {mode!r}.')
         self.probe_batches = probe_batches
@@ -120,6 +141,11 @@ class SharpnessMonitor(Callback):
         self.tolerance = check_number(self, "tolerance", tolerance, above=0)
         self.both_ends = both_ends
         self.max_products = max_products
+        self.confident = confident
+        self.dtype: Literal["float64", "auto"] | None = dtype
+        self.adaptive = adaptive
+        self.worst_case = worst_case
+        self.average_case = average_case
         self.seed = seed
         self.prog_bar = prog_bar
         self._batches: list[Any] = []
@@ -195,17 +221,50 @@ class SharpnessMonitor(Callback):
         with mean_loss(
             trainer, module, self._batches, self.loss_fn, self.samples_fn, self.mode, "SharpnessMonitor"
         ) as loss:
-            hessian = Hessian(**loss)
-            seed = self.seed + trainer.global_step if self.track else self.seed
-            top = extreme_eigenvalues(hessian, self.tolerance, self.both_ends, self.max_products, seed, self._vector)
-            gap = self._ascent_gap(trainer, module, hessian)  # Last: it invalidates the graph.
+            hessian = Hessian(**loss, dtype=self.dtype)
+            row = self._curvature(hessian, self.seed + trainer.global_step if self.track else self.seed)
+            row["sharpness/ascent_gap"] = self._ascent_gap(trainer, module, hessian)  # It invalidates the graph.
+            row |= self._neighborhood(hessian)
+        log_now(trainer, row, step=step, prog_bar=self.shown if self.prog_bar else None)
+
+    def _curvature(self, hessian: Hessian, seed: int) -> dict[str, float]:
+        """The eigenvalues, and what is known of their errors."""
+        options = (self.tolerance, self.both_ends, self.max_products, seed)
+        top = extreme_eigenvalues(hessian, *options, self._vector, self.confident)
         self._vector = top.vector if self.track else None
-        if not top.converged:
-            rank_zero_warn(
-                "SharpnessMonitor: a measurement has not converged, or is not finite; it is logged with"
-                f" sharpness/converged = 0. `max_products` is {self.max_products}, `tolerance` {self.tolerance:g}."
-            )
-        self._log(trainer, top, gap, step)
+        results = [top]
+        if self.adaptive:
+            results.append(extreme_eigenvalues(AdaptiveHessian(hessian), *options, confident=self.confident))
+        row = {
+            "sharpness/top_eigenvalue": top.value,
+            "sharpness/bottom_eigenvalue": top.bottom,
+            "sharpness/residual": top.residual,
+            "sharpness/bottom_residual": top.bottom_residual,
+            "sharpness/rounding": top.rounding,
+            "sharpness/upper_bound": top.upper,
+            "sharpness/hvps": float(sum(result.hvps for result in results)),
+            "sharpness/converged": float(all(result.converged for result in results)),
+        }
+        if self.adaptive:
+            row["sharpness/adaptive_top_eigenvalue"] = results[1].value
+        for result in results:
+            if not result.converged:
+                rank_zero_warn(
+                    "SharpnessMonitor: a measurement has not converged, or is not finite; it is logged with"
+                    f" sharpness/converged = 0. `max_products` is {self.max_products}, `tolerance` {self.tolerance:g}:"
+                    f" {reason(result, self.tolerance)}"
+                )
+        return row
+
+    def _neighborhood(self, hessian: Hessian) -> dict[str, float]:
+        """How much the loss rises around the weights, in units of the weights."""
+        row = {}
+        if self.worst_case is not None:
+            row["sharpness/worst_case"] = worst_case_sharpness(hessian, rho=self.worst_case, seed=self.seed).value
+        if self.average_case is not None:
+            average = average_case_sharpness(hessian, rho=self.average_case, seed=self.seed)
+            row["sharpness/average_case"] = average.value
+        return row
 
     def _with_a_loss(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[bool]:
         """For which batches the training step returns one, on all processes. Lightning allows None."""
@@ -237,15 +296,3 @@ class SharpnessMonitor(Callback):
             radii = [radius_of.get(param, 0.0) for param in hessian.params]
         with rule.perturbed(hessian.params, grads, radii):
             return hessian.loss() - before
-
-    def _log(self, trainer: pl.Trainer, top: TopEigenvalue, gap: float, step: int) -> None:
-        row = {
-            "sharpness/top_eigenvalue": top.value,
-            "sharpness/bottom_eigenvalue": top.bottom,
-            "sharpness/residual": top.residual,
-            "sharpness/bottom_residual": top.bottom_residual,
-            "sharpness/hvps": float(top.hvps),
-            "sharpness/converged": float(top.converged),
-            "sharpness/ascent_gap": gap,
-        }
-        log_now(trainer, row, step=step, prog_bar=self.shown if self.prog_bar else None)

@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -18,9 +18,11 @@ from typing_extensions import override
 
 from lightning_same.callbacks.mean_loss import Mode, mean_loss
 from lightning_same.cli.fit import SAMCLI
+from lightning_same.curvature.adaptive import AdaptiveHessian
 from lightning_same.curvature.eigenvalues import TopEigenvalue, top_eigenvalue
 from lightning_same.curvature.gradient import GradientCurvature, gradient_curvature
 from lightning_same.curvature.hessian import Hessian
+from lightning_same.curvature.neighborhood import average_case_sharpness, worst_case_sharpness
 from lightning_same.curvature.spectrum import HessianTrace, SpectralDensity, hessian_trace, spectral_density
 
 if TYPE_CHECKING:
@@ -38,6 +40,15 @@ class SharpnessCLI(SAMCLI):
         add("--weights_only", type=bool | None, default=None, help="false unpickles any object: for files you trust.")
         add("--probe_batches", type=PositiveInt, default=4, help="On how many of the first training batches.")
         add("--mode", type=Mode, default="eval", help="Of BatchNorm and dropout.")
+        add(
+            "--dtype",
+            type=Literal["float64", "auto"] | None,
+            default="auto",
+            help="auto: float64 if rounding is large.",
+        )
+        add("--confident", type=bool, default=False, help="Wait until 99%% sure that no eigenvalue is larger.")
+        add("--adaptive", type=bool, default=False, help="The top eigenvalue in units of the weights too.")
+        add("--rho", type=PositiveFloat | None, default=None, help="The rise of the loss within this radius too.")
         add("--trace_probes", type=PositiveInt, default=32, help="Products for the trace, 8 or more.")
         add("--density_probes", type=PositiveInt, default=4, help="Random starts for the spectrum.")
         add("--density_steps", type=PositiveInt, default=40, help="Products for one random start.")
@@ -79,14 +90,17 @@ def main(args: Sequence[str]) -> None:
     load(cli, path)
     batches = list(islice(training_batches(cli), cli.option("probe_batches")))
     with mean_loss(cli.trainer, cli.model, batches, mode=cli.option("mode")) as loss:
-        hessian = Hessian(**loss)
-        top = top_eigenvalue(hessian, both_ends=True, max_products=100)
+        hessian = Hessian(**loss, dtype=cli.option("dtype"))
+        top = top_eigenvalue(hessian, both_ends=True, max_products=100, confident=cli.option("confident"))
+        if hessian.finer is not None and top.vector.dtype == torch.float64:
+            hessian = hessian.finer
         trace = hessian_trace(hessian, probes=cli.option("trace_probes"))
         along = gradient_curvature(hessian)
         density = spectral_density(hessian, probes=cli.option("density_probes"), steps=cli.option("density_steps"))
+        rows = table(top, trace, along, density) + scale_invariant_table(cli, hessian)
     # The table first: a picture that cannot be written must not cost what was measured.
     sys.stdout.write(f"{path}: {len(batches)} training batches, {top.samples} samples, {cli.option('mode')} mode\n")
-    sys.stdout.write(table(top, trace, along, density))
+    sys.stdout.write(rows)
     sys.stdout.flush()
     files = [Path(f"{output}.{kind}") for kind in ("png", "svg")]
     figure = spectrum_figure(density, top)
@@ -164,12 +178,29 @@ def table(top: TopEigenvalue, trace: HessianTrace, along: GradientCurvature, den
     state = "" if top.converged else ", NOT CONVERGED"
     rows = [
         ("top eigenvalue", top.value, f"residual {top.residual:.2g}{state}, {top.hvps} products for both"),
+        ("upper bound", top.upper, "of the top eigenvalue, with 99% probability"),
         ("bottom eigenvalue", top.bottom, f"residual {top.bottom_residual:.2g}"),
         ("trace", trace.value, f"95% interval {trace.low:.5g} to {trace.high:.5g}, {trace.hvps} products"),
-        ("g'Hg / g'g", along.value, f"|g| {along.grad_norm:.4g}, {along.hvps} product"),
+        ("g'Hg / g'g", along.value, f"|g| {along.grad_norm:.4g}, rounding {along.rounding:.1g}, {along.hvps} product"),
     ]
     spectrum = f"{'spectrum':<18}  {'':>10}  {density.hvps} products\n"
     return "".join(f"{name:<18}  {value:>10.5g}  {remark}\n" for name, value, remark in rows) + spectrum
+
+
+def scale_invariant_table(cli: SharpnessCLI, hessian: Hessian) -> str:
+    """The measures in units of the weights that are asked for, one line for one measure."""
+    rows = []
+    if cli.option("adaptive"):
+        adaptive = AdaptiveHessian(hessian)
+        top = top_eigenvalue(adaptive, max_products=100, confident=cli.option("confident"))
+        rows.append(("adaptive top", top.value, f"residual {top.residual:.2g}, {top.hvps} products"))
+    if (rho := cli.option("rho")) is not None:
+        worst = worst_case_sharpness(hessian, rho=rho)
+        average = average_case_sharpness(hessian, rho=rho)
+        interval = f"95% interval {average.low:.5g} to {average.high:.5g}"
+        rows.append((f"worst case {rho:g}", worst.value, f"rise of the loss, {worst.passes} forward-backward passes"))
+        rows.append((f"average case {rho:g}", average.value, f"{interval}, {average.forwards} forwards"))
+    return "".join(f"{name:<18}  {value:>10.5g}  {remark}\n" for name, value, remark in rows)
 
 
 def spectrum_figure(density: SpectralDensity, top: TopEigenvalue) -> "Figure":

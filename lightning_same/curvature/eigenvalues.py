@@ -10,6 +10,7 @@ Curvature has the units of the loss over those of the weights squared. Start vec
 seeded by ``seed`` and on the CPU: a call repeated gives the same result, and the global random state is untouched.
 """
 
+import contextlib
 import math
 import warnings
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_same.curvature.float64 import Float64Error
 from lightning_same.curvature.lanczos import Lanczos
 from lightning_same.curvature.measure import takes_loss
 from lightning_same.curvature.protocol import Operator
@@ -27,6 +29,9 @@ the loss, the first residuals are small around that bulk; a few products bring o
 
 FAILURE = 0.01
 """Probability that an eigenvalue lies above ``upper``, or one below ``lower``."""
+
+ASYMMETRIC = 1e-6
+"""More than rounding in float64 makes of a Hessian, relative to its top eigenvalue, down to losses of 1e-8."""
 
 WARM_LEAD = 4.0
 """How far ahead of other directions a warm start has the last eigenvector, in standard deviations of a random start.
@@ -152,6 +157,11 @@ def reason(top: TopEigenvalue, tolerance: float) -> str:
         f" {top.residual:.2g} and an upper bound of {top.upper:.4g}, bottom {top.bottom:.4g} with"
         f" {top.bottom_residual:.2g}."
     )
+    if top.rounding > max(tolerance, ASYMMETRIC) * abs(top.value) and top.vector.dtype == torch.float64:
+        return (
+            f"{state} Products are asymmetric by about {top.rounding:.2g}, in float64: the second derivative of an"
+            " operation is wrong, such as that of torch._weight_norm in torch 2.14. torch.autograd.gradgradcheck tells."
+        )
     if top.rounding > tolerance * abs(top.value):
         return f'{state} The error by rounding may be {top.rounding:.2g}: measure with `dtype="float64"`, or "auto".'
     return f"{state} Raise `max_products`."
@@ -197,8 +207,10 @@ def extreme_eigenvalues(
     )
     finer = getattr(hessian, "finer", None)
     if finer is not None and (met or rounding > tolerance * abs(value)) and not converged:
-        top = extreme_eigenvalues(finer, tolerance, both_ends, max_products, seed, start, confident)
-        return top._replace(hvps=hvps + top.hvps)
+        # What cannot be had in float64 remains unconverged.
+        with contextlib.suppress(Float64Error):
+            top = extreme_eigenvalues(finer, tolerance, both_ends, max_products, seed, start, confident)
+            return top._replace(hvps=hvps + top.hvps)
     lower, upper = lanczos.bounds(FAILURE)
     return TopEigenvalue(
         value,

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from typing_extensions import override
 
 from lightning_same.gradients.graph import nodes
@@ -34,7 +35,8 @@ class Float64Error(RuntimeError):
 class Float64(TorchFunctionMode):
     """While it is active, operations get float64 copies of the floating-point tensors in their arguments.
 
-    Tensors outside stay as they are, buffers too: what a forward writes to in place is not replaced.
+    Tensors outside stay as they are, buffers too: what a forward writes to in place is not replaced, and is computed in
+    its own dtype.
 
     Args:
         copies: copies to be used for certain tensors, by the tensor's ``id``.
@@ -57,17 +59,18 @@ class Float64(TorchFunctionMode):
         in_place = name.endswith("_") and not name.endswith("__")
         target, args = (args[:1], args[1:]) if in_place else ((), args)
         out = {"out": kwargs.pop("out")} if kwargs.get("out") is not None else {}
-        args, kwargs = tree_map(self._in_float64, (args, kwargs))
+        written = [leaf for leaf in tree_leaves((target, out)) if isinstance(leaf, Tensor)]
+        # Many operations write to a tensor of their arguments' dtype only.
+        dtype = written[0].dtype if written and written[0].is_floating_point() else torch.float64
+        args, kwargs = tree_map(partial(self._cast, dtype), (args, kwargs))
         return func(*target, *args, **kwargs, **out)
 
-    def _in_float64(self, value: Any) -> Any:
+    def _cast(self, dtype: torch.dtype, value: Any) -> Any:
         if isinstance(value, Tensor):
-            copy = self._copies.get(id(value))
-            if copy is not None:
-                return copy
-            return value.double() if value.dtype.is_floating_point else value
+            value = self._copies.get(id(value), value)
+            return value.to(dtype) if value.dtype.is_floating_point else value
         if isinstance(value, torch.dtype) and value.is_floating_point:
-            return torch.float64
+            return dtype
         return value
 
 

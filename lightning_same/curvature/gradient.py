@@ -80,7 +80,7 @@ def gradient_curvature(hessian: LossOperator, *, tolerance: float = 2e-3) -> Gra
     across = math.sqrt(max(0.0, product_squared / squared - value * value))
     rounding = _relative_rounding(hessian, gradient) * (2 * across + abs(value))
     if rounding > tolerance * abs(value):
-        finer = getattr(hessian, "finer", None)
+        finer = getattr(hessian, "finer", None)  # In float64 the gradient has been had already.
         if finer is not None:
             along: GradientCurvature = gradient_curvature(finer, tolerance=tolerance)
             return along._replace(hvps=1 + along.hvps)

@@ -146,10 +146,12 @@ class Lanczos:
             Symmetric Matrices with the Lanczos Method, SIAM Journal on Matrix Analysis and Applications 2001.
         """
         values = self.ritz().values.tolist()
+        floor = self.noise
+        if not floor:
+            return 0.0, 0.0  # an operator that is 0
         # P(|z| <= t) <= t (2 / pi)^(1/2) for a standard normal z, whatever is added to it.
         target = 2 / math.pi * (self._length.item() / failure) ** 2
         diagonal = self._diagonal
-        floor = self.noise or math.ulp(0.0)
         beside = [max(number, floor) for number in self._beside]
         above = _distance([values[-1] - number for number in diagonal], beside, target, floor)
         below = _distance([number - values[0] for number in diagonal], beside, target, floor)

@@ -136,8 +136,9 @@ def spectral_density(
         steps: nodes per start; >= 1. Fewer if the Krylov space becomes invariant before.
         width: standard deviation of the Gaussian, in units of curvature; > 0. Default: a hundredth of the range of the
             nodes.
-        points: size of the grid, which reaches five widths beyond the nodes; >= 2. The density at a point is the mean
-            over the cell around it, so that it integrates to 1 even where the width is below the spacing.
+        points: size of the grid, which reaches five widths beyond the nodes, and at least one cell; >= 2. The density
+            at a point is the mean over the cell around it, so that it integrates to 1 even where the width is below
+            the spacing.
         seed: of the random starts; the same on all processes.
 
     Returns:
@@ -186,8 +187,10 @@ def spectral_density(
     low, high = nodes[[0, -1]].tolist()
     # A single eigenvalue has no range; it is drawn as a peak of a hundredth of its size.
     width = 0.01 * ((high - low) or abs(high) or 1.0) if width is None else width
-    grid = torch.linspace(low - 5 * width, high + 5 * width, points, dtype=torch.float64)
-    spacing = (high - low + 10 * width) / (points - 1)
+    # Room for the outermost peaks, or for a cell where those are narrower.
+    reach = max(5 * width, (high - low) / max(points - 3, 1))
+    grid = torch.linspace(low - reach, high + reach, points, dtype=torch.float64)
+    spacing = (high - low + 2 * reach) / (points - 1)
     edges = torch.cat([grid - spacing / 2, grid[-1:] + spacing / 2])
     below = torch.special.ndtr((edges[:, None] - nodes) / width) @ weights
     return SpectralDensity(grid, below.diff().clamp(min=0) / spacing, nodes, weights, width, hvps, hessian.samples)

@@ -16,6 +16,8 @@ KEYS = [
         "bottom_eigenvalue",
         "residual",
         "bottom_residual",
+        "rounding",
+        "upper_bound",
         "hvps",
         "converged",
         "ascent_gap",
