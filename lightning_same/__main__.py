@@ -1,13 +1,29 @@
 """The command ``lightning-same``, also as ``python -m lightning_same``: which part of the package serves which word."""
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 
-MORE = (
-    "Further commands, each with --help: plot draws the fractions, norms and sharpness that a run has logged; sharpness"
-    " measures the curvature of a model in a checkpoint file; study trains methods x seeds and reports on them."
-)
+COMMANDS = {
+    "fit": "train a model: --model, --data, --trainer and, for two passes, --sam; or -c CONFIG.yaml",
+    "validate": "run the validation loop of a model",
+    "test": "run the test loop of a model",
+    "predict": "run a model's predictions",
+    "plot": "draw the fractions, norms and sharpness that runs have logged",
+    "sharpness": "measure the curvature of a model in a checkpoint file",
+    "study": "train methods x seeds, and report on them",
+}
+
+HELP = f"""usage: lightning-same COMMAND ...
+
+Sharpness-Aware Minimization for PyTorch Lightning.
+
+commands:
+{chr(10).join(f"  {name:<10} {line}" for name, line in COMMANDS.items())}
+
+`lightning-same COMMAND --help` explains one.
+"""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -15,12 +31,18 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Args:
         args: instead of the command line's.
+
+    Raises:
+        SystemExit: 2 if there is no such command.
     """
     words = list(sys.argv[1:] if args is None else args)
     # As `python -m` does: the user's own modules are named from where the command is given.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    # Each command loads what it needs, and no more: they start sooner so.
     match words:
+        case [] | ["-h" | "--help", *_]:
+            sys.stdout.write(HELP)
         case ["plot", *rest]:
             from lightning_same.cli.plot import main as plot
 
@@ -33,11 +55,16 @@ def main(args: Sequence[str] | None = None) -> None:
             from lightning_same.experiments.study import main as study
 
             study(rest)
-        case _:
+        case [word, *_] if word in COMMANDS or word.startswith("-"):
             from lightning_same.cli.fit import SAMCLI
 
             # Given a list, LightningCLI warns that the command line's is not read.
-            SAMCLI(args=None if args is None else words, parser_kwargs={"prog": "lightning-same", "epilog": MORE})
+            SAMCLI(args=None if args is None else words, parser_kwargs={"prog": "lightning-same"})
+        case [word, *_]:
+            close = difflib.get_close_matches(word, COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(COMMANDS)}."
+            sys.stderr.write(f"lightning-same: error: no command {word!r}; {hint}\n")
+            sys.exit(2)
 
 
 if __name__ == "__main__":

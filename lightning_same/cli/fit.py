@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
+import lightning_same
 from lightning_same.rules.base import Rule
 from lightning_same.rules.combinations import Combination
 from lightning_same.rules.perturbations import Perturbation
@@ -26,6 +27,10 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "The command line needs jsonargparse: pip install 'lightning-same[cli]'.", name=error.name
     ) from error
+
+# A class path without its module, such as `SAM`, is searched among the classes that are loaded.
+for public in lightning_same.__all__:
+    getattr(lightning_same, public)
 
 
 class RuleParser(LightningArgumentParser):
