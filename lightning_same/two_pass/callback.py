@@ -12,6 +12,7 @@ from lightning_same.rules.base import Rule
 from lightning_same.rules.schedules import Schedule
 from lightning_same.trainer.logging import log_now, logs_this_step
 from lightning_same.trainer.loop import is_accumulating
+from lightning_same.two_pass.announcement import announce
 from lightning_same.two_pass.checks import check_inner_modules, check_module
 from lightning_same.two_pass.fit import Fit
 from lightning_same.two_pass.module import TwoPassModule
@@ -52,6 +53,7 @@ class TwoPassCallback(Callback):
             if self._loaded is not None:
                 _log_another_rule(self._loaded.get("rule"), route.fit.module.sam)
                 route.fit.load_state_dict(self._loaded)
+            announce(route.fit)
             route.begin()
 
     @override
