@@ -120,11 +120,14 @@ class Rule(Settings):
         try:
             self._move(moving, along, radii, memory)
             del grads, along  # The caller may be done with them; they are as large as the model.
+            # Autocast keeps low-precision copies of the weights until its outermost context ends.
+            torch.clear_autocast_cache()
             yield
         finally:
             if held:
                 with torch.no_grad():
                     torch._foreach_copy_(held, saved)
+            torch.clear_autocast_cache()
 
     @torch.no_grad()
     def combine_(
