@@ -1,16 +1,19 @@
 """Where pass two looks: the direction of the perturbation e, to be multiplied by the radius rho."""
 
 import abc
+import random
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_same.gradients.rounding import round_stochastically
 from lightning_same.gradients.tensors import Formula, Rounding, global_norm, inverse, norm_of
 from lightning_same.rules.progress import Progress
-from lightning_same.rules.settings import Settings, check_number
+from lightning_same.rules.settings import Settings, check_int, check_number
 from lightning_same.rules.state import Memory
 
 
@@ -215,6 +218,73 @@ class MomentumAscent(Perturbation):
     @override
     def direction(self, params: Sequence[Tensor], grads: Sequence[Tensor], memory: Memory) -> Ascent:
         return Ascent(grads, -inverse(global_norm(grads)))
+
+
+class StochasticRounding(Perturbation):
+    """Another perturbation, whose w + e is rounded at random where the weights themselves are in half precision.
+
+    There, e is smaller than half the distance between two values for most weights, and rounding to the nearest leaves
+    them where they are: pass two sees little of e. Rounded up or down at random, with probabilities by which the
+    expectation is w + e, all of e is there along its own direction, with noise beside it. For weights in float32 or
+    float64 it changes nothing, with or without autocast.
+
+    The draws depend on the seed and the step alone: every process and a resumed run draw the same. In a plain loop,
+    pass the step as ``at=Progress(step)``. Where parameters are sharded, each shard draws for itself.
+
+    Args:
+        perturbation: the direction of e. Default: SAM's `Normalized`.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if ``seed`` is out of range.
+        TypeError: if the perturbation is of the wrong kind.
+
+    Example:
+        >>> from lightning_same.rules.base import Rule
+        >>> w, g = torch.ones(10_000, dtype=torch.bfloat16), torch.ones(10_000, dtype=torch.bfloat16)
+        >>> with Rule(0.1).perturbed([w], [g]):  # 0.001 for each weight, and 1.0078 is the next number
+        ...     print(w.float().sub(1).sum().item())
+        0.0
+        >>> with Rule(0.1, StochasticRounding()).perturbed([w], [g]):
+        ...     print(round(w.float().sub(1).sum().item()))
+        10
+    """
+
+    hidden_defaults: ClassVar = {"perturbation": Normalized()}
+
+    def __init__(self, perturbation: Perturbation | None = None, seed: int = 0) -> None:
+        self.perturbation = Normalized() if perturbation is None else perturbation
+        if not isinstance(self.perturbation, Perturbation):
+            raise TypeError(f"StochasticRounding: `perturbation` must be a Perturbation, got {perturbation!r}.")
+        self.seed = check_int(self, "seed", seed, at_least=0)
+
+    @property
+    def stateful(self) -> bool:  # type: ignore[override]
+        """Whether the perturbation is."""
+        return self.perturbation.stateful
+
+    @property
+    def scale_free(self) -> bool:  # type: ignore[override]
+        """Whether the perturbation is."""
+        return self.perturbation.scale_free
+
+    @override
+    def direction(self, params: Sequence[Tensor], grads: Sequence[Tensor], memory: Memory) -> Ascent:
+        return self.perturbation.direction(params, grads, memory)
+
+    @override
+    def remember(self, grads: Sequence[Tensor], memory: Memory) -> None:
+        self.perturbation.remember(grads, memory)
+
+    @override
+    def rounding(self, at: Progress) -> Rounding:
+        seed = random.Random(f"{self.seed}/{at.step}").getrandbits(63)
+        draws_on = cache(lambda device: torch.Generator(device).manual_seed(seed))
+
+        def rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
+            return round_stochastically(exact, dtype, draws_on(exact.device))
+
+        return rounded
 
 
 def unit(vector: Sequence[Tensor]) -> Ascent:
