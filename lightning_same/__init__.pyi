@@ -39,6 +39,7 @@ from .rules.perturbations import (
     MomentumAscent,
     Normalized,
     Perturbation,
+    StochasticRounding,
     Unnormalized,
     VarianceSuppressed,
 )
@@ -137,6 +138,7 @@ __all__ = [
     "Select",
     "SharpnessMonitor",
     "SpectralDensity",
+    "StochasticRounding",
     "SurrogateGap",
     "Timing",
     "TopEigenvalue",

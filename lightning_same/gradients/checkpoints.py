@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_same.gradients.sharding import sum_over_shards
-from lightning_same.gradients.tensors import joined, pieces
+from lightning_same.gradients.tensors import at_least_float32, joined, pieces
 
 CKPTS = (1, 2, 3, 4)
 
@@ -239,8 +239,3 @@ def check_aligned(grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) ->
                 "`grads` and `perturbed_grads` must have the same shapes in the same order, got"
                 f" {tuple(g.shape)} against {tuple(s.shape)}."
             )
-
-
-def at_least_float32(tensor: Tensor) -> torch.dtype:
-    """The tensor's dtype, or float32 if that holds more."""
-    return torch.promote_types(tensor.dtype, torch.float32)

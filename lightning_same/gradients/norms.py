@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_same.gradients.checkpoints import at_least_float32, check_aligned, compared
+from lightning_same.gradients.checkpoints import check_aligned, compared
 from lightning_same.gradients.sharding import sum_over_shards
-from lightning_same.gradients.tensors import inverse, joined, pieces
+from lightning_same.gradients.tensors import at_least_float32, inverse, joined, pieces
 
 
 class GradientNorms(NamedTuple):

@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_same.gradients.checkpoints import at_least_float32, indicator
+from lightning_same.gradients.checkpoints import indicator
+from lightning_same.gradients.tensors import at_least_float32
 
 Match = Literal["count", "norm"]
 

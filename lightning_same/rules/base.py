@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_same.gradients.sharding import local
-from lightning_same.gradients.tensors import add_scaled_
+from lightning_same.gradients.tensors import add_scaled_, by_kind
 from lightning_same.rules.combinations import Combination, Perturbed
 from lightning_same.rules.perturbations import Normalized, Perturbation
 from lightning_same.rules.progress import Progress
@@ -111,20 +110,26 @@ class Rule(Settings):
         Raises:
             ValueError: if the rule carries something and there is no memory, or if it needs the length of the training.
         """
+        at = at or Progress()
         moving, along, radii = _moving(params, grads, self.radii(len(params), rho, at))
-        saved = (Memory(moving) if memory is None else memory.view(moving)).scratch()
+        memory = self._memory(memory, moving).view(moving)
+        saved = memory.scratch()
         with torch.no_grad():
-            held = [local(param) for param in moving]
-            if held:
-                torch._foreach_copy_(saved, held)
+            kinds = by_kind(moving, saved)
+            for weights, copies in kinds:
+                torch._foreach_copy_(copies, weights)
         try:
-            self._move(moving, along, radii, memory)
+            with torch.no_grad():
+                self._move(moving, along, radii, at, memory)
             del grads, along  # The caller may be done with them; they are as large as the model.
+            # Autocast keeps low-precision copies of the weights until its outermost context ends.
+            torch.clear_autocast_cache()
             yield
         finally:
-            if held:
-                with torch.no_grad():
-                    torch._foreach_copy_(held, saved)
+            with torch.no_grad():
+                for weights, copies in kinds:
+                    torch._foreach_copy_(weights, copies)
+            torch.clear_autocast_cache()
 
     @torch.no_grad()
     def combine_(
@@ -226,15 +231,19 @@ class Rule(Settings):
         """
         return [value(self.rho, at or Progress())] * count if rho is None else list(rho)
 
-    @torch.no_grad()
     def _move(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor], radii: Sequence[float], memory: Memory | None
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        radii: Sequence[float],
+        at: Progress,
+        memory: Memory,
     ) -> None:
         """Add e to the weights, of which none has a radius of 0."""
         if params:
-            memory = self._memory(memory, params).view(params)
-            vector, scale = self.perturbation.direction(params, grads, memory)
-            add_scaled_([local(param) for param in params], [local(part) for part in vector], scale, radii)
+            vector, scale, formula, others = self.perturbation.direction(params, grads, memory)
+            add_scaled_(params, vector, scale, radii, formula, others, self.perturbation.rounding(at))
+            self.perturbation.remember(grads, memory)
 
     def _memory(self, memory: Memory | None, tensors: Sequence[Tensor]) -> Memory:
         if memory is None and self.stateful:

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_same.gradients.checkpoints import CKPTS, at_least_float32, indicator
-from lightning_same.gradients.tensors import elementwise_, global_dot, global_norm, inverse
+from lightning_same.gradients.checkpoints import CKPTS, indicator
+from lightning_same.gradients.tensors import (
+    add_scaled_,
+    at_least_float32,
+    elementwise_,
+    global_dot,
+    global_norm,
+    inverse,
+)
 from lightning_same.rules.progress import Progress
 from lightning_same.rules.schedules import Schedule, value
 from lightning_same.rules.settings import Settings, check_number
@@ -156,7 +163,7 @@ class Select(Elementwise):
     def formula(self, g: Tensor, s: Tensor, at: Progress) -> Tensor:
         dtype = at_least_float32(s)
         along, size = g.sign().mul_(s).to(dtype), g.abs().to(dtype)
-        inside = reduce(Tensor.add_, [indicator(ckpt, along, size) for ckpt in self.ckpts])
+        inside = reduce(Tensor.add_, (indicator(ckpt, along, size) for ckpt in self.ckpts))
         # s * 1 + g * 0 or s * 0 + g * 1, without rounding.
         return s.mul_(inside).add_(inside.neg_().add_(1).mul_(g))
 
@@ -233,9 +240,13 @@ class SurrogateGap(Combination):
         if self.alpha == 0:
             return
         along = global_dot(grads, perturbed_grads) * inverse(global_dot(perturbed_grads, perturbed_grads))
-        # s - alpha * (g - along * s)
-        torch._foreach_mul_(list(perturbed_grads), 1 + self.alpha * along)
-        torch._foreach_add_(list(perturbed_grads), list(grads), alpha=-self.alpha)
+        factor = 1 + self.alpha * along
+
+        def formula(g: Tensor, s: Tensor) -> Tensor:
+            # s - alpha * (g - along * s)
+            return s.mul_(factor.to(s.device)).sub_(g, alpha=self.alpha)
+
+        elementwise_(formula, grads, perturbed_grads)
 
 
 class LookSAMReuse(Combination):
@@ -263,16 +274,22 @@ class LookSAMReuse(Combination):
     def combine_(
         self, grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor], at: Progress, memory: Memory
     ) -> None:
-        along = global_dot(grads, perturbed_grads) * inverse(global_dot(grads, grads))
-        u = torch._foreach_sub(list(perturbed_grads), torch._foreach_mul(list(grads), along))
-        memory.set("looksam.orthogonal", u)
+        product, square = global_dot(grads, perturbed_grads), global_dot(grads, grads)
+        along = product * inverse(square)
+
+        def orthogonal(g: Tensor, s: Tensor, former: Tensor) -> Tensor:
+            return torch.sub(s, g * along.to(g.device))
+
+        finite = product.isfinite() & square.isfinite()
+        memory.compute("looksam.orthogonal", orthogonal, grads, perturbed_grads, finite=finite)
 
     @override
     def plain_step_(self, grads: Sequence[Tensor], memory: Memory) -> None:
         kept = memory.get("looksam.orthogonal")
-        u = [torch.zeros_like(g) if v is None else v for v, g in zip(kept, grads, strict=True)]
-        scale = self.alpha * global_norm(grads) * inverse(global_norm(u))
-        torch._foreach_add_(list(grads), torch._foreach_mul(u, scale))
+        u = [v for v in kept if v is not None]
+        if u:
+            scale = self.alpha * global_norm(grads) * inverse(global_norm(u))
+            add_scaled_([g for g, v in zip(grads, kept, strict=True) if v is not None], u, scale, [1.0] * len(u))
 
 
 class Chain(Combination):

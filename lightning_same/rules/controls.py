@@ -4,7 +4,7 @@ g is the gradient at w, s the gradient at w + e with e = rho * g / ||g||, d the 
 """
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -13,8 +13,7 @@ from typing_extensions import override
 
 from lightning_same.gradients.norms import gradient_norms
 from lightning_same.gradients.random_masks import Match, draws_of, in_ckpt, random_mask
-from lightning_same.gradients.sharding import local
-from lightning_same.gradients.tensors import elementwise_, inverse
+from lightning_same.gradients.tensors import by_kind, elementwise_, flattened, inverse
 from lightning_same.rules.base import Rule
 from lightning_same.rules.combinations import Combination, check_ckpts
 from lightning_same.rules.perturbations import Perturbation
@@ -89,21 +88,13 @@ class RandomMask(_OneCheckpoint):
         self, grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor], at: Progress, memory: Memory
     ) -> None:
         draws = draws_of(self.seed, at.step)
-        for g, s in _by_device(grads, perturbed_grads):
-            flat = torch.cat([tensor.flatten() for tensor in s])
-            chosen = random_mask(torch.cat([tensor.flatten() for tensor in g]), flat, self.ckpt, self.match, draws)
+        for group in by_kind(grads, perturbed_grads):
+            # Views, unless the elements of the two gradients lie in different orders.
+            g, s = zip(*(flattened(*pair) or pair for pair in zip(*group, strict=True)), strict=True)
+            flat = torch.cat([tensor.reshape(-1) for tensor in s])
+            chosen = random_mask(torch.cat([tensor.reshape(-1) for tensor in g]), flat, self.ckpt, self.match, draws)
             factors = torch.split(torch.where(chosen, self.gain, 1.0).to(flat.dtype), [tensor.numel() for tensor in s])
             torch._foreach_mul_(s, [factor.view_as(tensor) for factor, tensor in zip(factors, s, strict=True)])
-
-
-def _by_device(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Aligned lists of the elements on this process, grouped by device and dtype."""
-    groups: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
-    for a, b in zip(map(local, first), map(local, second), strict=True):
-        xs, ys = groups.setdefault((b.device, a.dtype, b.dtype), ([], []))
-        xs.append(a)
-        ys.append(b)
-    yield from groups.values()
 
 
 class CheckpointDose(Rule):

@@ -1,28 +1,37 @@
 """Where pass two looks: the direction of the perturbation e, to be multiplied by the radius rho."""
 
 import abc
+import random
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_same.gradients.tensors import global_norm, inverse
-from lightning_same.rules.settings import Settings, check_number
+from lightning_same.gradients.rounding import round_stochastically
+from lightning_same.gradients.tensors import Formula, Rounding, global_norm, inverse, norm_of
+from lightning_same.rules.progress import Progress
+from lightning_same.rules.settings import Settings, check_int, check_number
 from lightning_same.rules.state import Memory
 
 
 class Ascent(NamedTuple):
-    """A direction: e = rho * scale * vector.
+    """A direction: e = rho * scale * vector, or e = rho * scale * formula(vector, *others, w).
 
     Attributes:
         vector: one tensor per parameter. May be the gradients themselves, so it is read only.
         scale: a scalar tensor.
+        formula: acts on each element alone. It is called with pieces, so that no list as large as the parameters is
+            allocated for its result.
+        others: more lists of one tensor per parameter, which the formula takes.
     """
 
-    vector: list[Tensor]
+    vector: Sequence[Tensor]
     scale: Tensor
+    formula: Formula | None = None
+    others: tuple[Sequence[Tensor], ...] = ()
 
 
 class Perturbation(Settings, abc.ABC):
@@ -45,6 +54,22 @@ class Perturbation(Settings, abc.ABC):
 
         Returns:
             The direction. It is zero where the gradient is zero.
+        """
+
+    def rounding(self, at: Progress) -> Rounding | None:
+        """How w + e is rounded for weights of half precision. Default: None, to the nearest value.
+
+        Args:
+            at: how far training has come.
+        """
+        return None
+
+    def remember(self, grads: Sequence[Tensor], memory: Memory) -> None:
+        """Update what this perturbation carries, after e has been added to the weights. Default: nothing.
+
+        Args:
+            grads: g at w.
+            memory: what this perturbation carries from step to step.
         """
 
 
@@ -79,8 +104,9 @@ class Adaptive(Perturbation):
         ValueError: if ``eta`` is negative or not finite.
 
     Example:
-        >>> direction = Adaptive(eta=0.0).direction([torch.tensor([1.0, -2.0])], [torch.tensor([3.0, 2.0])], Memory([]))
-        >>> direction.vector[0] * direction.scale
+        >>> w, g = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 2.0])
+        >>> direction = Adaptive(eta=0.0).direction([w], [g], Memory([]))
+        >>> direction.formula(g, w) * direction.scale
         tensor([0.6000, 1.6000])
 
     References:
@@ -93,12 +119,8 @@ class Adaptive(Perturbation):
 
     @override
     def direction(self, params: Sequence[Tensor], grads: Sequence[Tensor], memory: Memory) -> Ascent:
-        vector = list(torch._foreach_abs(list(params)))
-        torch._foreach_add_(vector, self.eta)
-        scaled = torch._foreach_mul(vector, list(grads))
-        scale = inverse(global_norm(scaled))
-        torch._foreach_mul_(vector, scaled)
-        return Ascent(vector, scale)
+        norm = norm_of(lambda g, w: w.abs().add_(self.eta).mul_(g), grads, params)
+        return Ascent(grads, inverse(norm), lambda g, w: w.abs().add_(self.eta).square_().mul_(g))
 
 
 class Unnormalized(Perturbation):
@@ -113,7 +135,7 @@ class Unnormalized(Perturbation):
     @override
     def direction(self, params: Sequence[Tensor], grads: Sequence[Tensor], memory: Memory) -> Ascent:
         one = torch.ones((), dtype=torch.promote_types(torch.float32, grads[0].dtype), device=grads[0].device)
-        return Ascent(list(grads), one)
+        return Ascent(grads, one)
 
 
 class Friendly(Perturbation):
@@ -143,9 +165,18 @@ class Friendly(Perturbation):
     @override
     def direction(self, params: Sequence[Tensor], grads: Sequence[Tensor], memory: Memory) -> Ascent:
         former = memory.get("friendly.average")
-        vector = [g if m is None else g - self.sigma * m for g, m in zip(grads, former, strict=True)]
+        if self.sigma == 0 or all(m is None for m in former):
+            return unit(grads)
+        average = [torch.zeros_like(g) if m is None else m for g, m in zip(grads, former, strict=True)]
+
+        def new(g: Tensor, m: Tensor, w: Tensor | None = None) -> Tensor:
+            return torch.sub(g, m, alpha=self.sigma)
+
+        return Ascent(grads, inverse(norm_of(new, grads, average)), new, (average,))
+
+    @override
+    def remember(self, grads: Sequence[Tensor], memory: Memory) -> None:
         memory.average("friendly.average", grads, self.keep)
-        return unit(vector)
 
 
 class VarianceSuppressed(Perturbation):
@@ -186,9 +217,76 @@ class MomentumAscent(Perturbation):
 
     @override
     def direction(self, params: Sequence[Tensor], grads: Sequence[Tensor], memory: Memory) -> Ascent:
-        return Ascent(list(grads), -inverse(global_norm(grads)))
+        return Ascent(grads, -inverse(global_norm(grads)))
+
+
+class StochasticRounding(Perturbation):
+    """Another perturbation, whose w + e is rounded at random where the weights themselves are in half precision.
+
+    There, e is smaller than half the distance between two values for most weights, and rounding to the nearest leaves
+    them where they are: pass two sees little of e. Rounded up or down at random, with probabilities by which the
+    expectation is w + e, all of e is there along its own direction, with noise beside it. For weights in float32 or
+    float64 it changes nothing, with or without autocast.
+
+    The draws depend on the seed and the step alone: every process and a resumed run draw the same. In a plain loop,
+    pass the step as ``at=Progress(step)``. Where parameters are sharded, each shard draws for itself.
+
+    Args:
+        perturbation: the direction of e. Default: SAM's `Normalized`.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if ``seed`` is out of range.
+        TypeError: if the perturbation is of the wrong kind.
+
+    Example:
+        >>> from lightning_same.rules.base import Rule
+        >>> w, g = torch.ones(10_000, dtype=torch.bfloat16), torch.ones(10_000, dtype=torch.bfloat16)
+        >>> with Rule(0.1).perturbed([w], [g]):  # 0.001 for each weight, and 1.0078 is the next number
+        ...     print(w.float().sub(1).sum().item())
+        0.0
+        >>> with Rule(0.1, StochasticRounding()).perturbed([w], [g]):
+        ...     print(round(w.float().sub(1).sum().item()))
+        10
+    """
+
+    hidden_defaults: ClassVar = {"perturbation": Normalized()}
+
+    def __init__(self, perturbation: Perturbation | None = None, seed: int = 0) -> None:
+        self.perturbation = Normalized() if perturbation is None else perturbation
+        if not isinstance(self.perturbation, Perturbation):
+            raise TypeError(f"StochasticRounding: `perturbation` must be a Perturbation, got {perturbation!r}.")
+        self.seed = check_int(self, "seed", seed, at_least=0)
+
+    @property
+    def stateful(self) -> bool:  # type: ignore[override]
+        """Whether the perturbation is."""
+        return self.perturbation.stateful
+
+    @property
+    def scale_free(self) -> bool:  # type: ignore[override]
+        """Whether the perturbation is."""
+        return self.perturbation.scale_free
+
+    @override
+    def direction(self, params: Sequence[Tensor], grads: Sequence[Tensor], memory: Memory) -> Ascent:
+        return self.perturbation.direction(params, grads, memory)
+
+    @override
+    def remember(self, grads: Sequence[Tensor], memory: Memory) -> None:
+        self.perturbation.remember(grads, memory)
+
+    @override
+    def rounding(self, at: Progress) -> Rounding:
+        seed = random.Random(f"{self.seed}/{at.step}").getrandbits(63)
+        draws_on = cache(lambda device: torch.Generator(device).manual_seed(seed))
+
+        def rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
+            return round_stochastically(exact, dtype, draws_on(exact.device))
+
+        return rounded
 
 
 def unit(vector: Sequence[Tensor]) -> Ascent:
     """The vector divided by its norm; zero if it is zero."""
-    return Ascent(list(vector), inverse(global_norm(vector)))
+    return Ascent(vector, inverse(global_norm(vector)))

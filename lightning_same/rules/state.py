@@ -1,13 +1,15 @@
 """What a rule carries from one step to the next."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_same.gradients.sharding import local, spread_like, whole_of
-from lightning_same.gradients.tensors import global_norm
+from lightning_same.gradients.tensors import Formula, copy_all_, elementwise_, global_norm
 
 
 class Memory:
@@ -37,6 +39,7 @@ class Memory:
         self._params = list(params)
         self._tensors: dict[str, dict[Tensor, Tensor]] = {}
         self._scratch: dict[Tensor, Tensor] = {}
+        self._copies: dict[str, dict[Tensor, Tensor]] = {}
 
     def view(self, params: Sequence[Tensor]) -> "Memory":
         """The same memory, for lists that are aligned with other parameters.
@@ -45,7 +48,8 @@ class Memory:
             params: the other parameters.
         """
         view = Memory(params)
-        view.numbers, view._tensors, view._scratch = self.numbers, self._tensors, self._scratch
+        view.numbers, view._tensors = self.numbers, self._tensors
+        view._scratch, view._copies = self._scratch, self._copies
         return view
 
     def scratch(self) -> list[Tensor]:
@@ -53,13 +57,7 @@ class Memory:
 
         They are the same at every call, so that no step allocates them anew. They are not part of the content.
         """
-        buffers = []
-        for param in self._params:
-            like, buffer = local(param), self._scratch.get(param)
-            if buffer is None or (buffer.shape, buffer.dtype, buffer.device) != (like.shape, like.dtype, like.device):
-                buffer = self._scratch[param] = torch.empty_like(like, requires_grad=False)
-            buffers.append(buffer)
-        return buffers
+        return [_buffer(self._scratch, param, local(param)) for param in self._params]
 
     def get(self, name: str) -> list[Tensor | None]:
         """The tensors that are kept under ``name``, one per parameter, read only; None where there is none.
@@ -80,11 +78,28 @@ class Memory:
             name: under which they are kept.
             values: one tensor per parameter.
         """
-        finite = global_norm(values).isfinite()
+        self.compute(name, _first, values, finite=global_norm(values).isfinite())
+
+    def compute(self, name: str, formula: Formula, *lists: Sequence[Tensor], finite: Tensor) -> None:
+        """Keep ``formula(*lists, former)``, where ``former`` is what was kept before, zeros at first.
+
+        It is computed in pieces: nothing as large as the parameters is allocated beside what is kept.
+
+        Args:
+            name: under which it is kept.
+            formula: acts on each element alone.
+            *lists: one tensor per parameter each.
+            finite: a boolean scalar tensor; where it is false, what was kept before stays.
+        """
         kept = self._tensors.setdefault(name, {})
-        for param, value in zip(self._params, values, strict=True):
-            former = kept.setdefault(param, torch.zeros_like(value))
-            former.copy_(torch.where(finite, value, former))
+        for param, like in zip(self._params, lists[0], strict=True):
+            if param not in kept:
+                kept[param] = torch.zeros_like(like)
+
+        def if_finite(*parts: Tensor) -> Tensor:
+            return torch.where(finite.to(parts[0].device), formula(*parts), parts[-1])
+
+        elementwise_(if_finite, *lists, [kept[param] for param in self._params])
 
     def average(self, name: str, values: Sequence[Tensor], keep: float) -> list[Tensor]:
         """Update an exponential moving average m = keep * m + (1 - keep) * value, which begins with the first value.
@@ -97,40 +112,55 @@ class Memory:
         Returns:
             The averages after the update, read only.
         """
-        pairs = zip(self.get(name), values, strict=True)
-        self.set(name, [value if m is None else torch.lerp(value, m, keep) for m, value in pairs])
+        finite = global_norm(values).isfinite()
+        new = [m is None for m in self.get(name)]
+        for is_new, formula in ((True, _first), (False, partial(_average, keep))):
+            chosen = [flag is is_new for flag in new]
+            if any(chosen):
+                view = self.view(list(compress(self._params, chosen)))
+                view.compute(name, formula, list(compress(values, chosen)), finite=finite)
         return [m for m in self.get(name) if m is not None]
 
     def copy(self) -> Callable[[], None]:
-        """Copy the content.
+        """Copy the content, into the same buffers at every call.
 
         Returns:
-            A function that puts it back.
+            A function that puts it back. It may be called until the next copy is made.
         """
         numbers = dict(self.numbers)
-        tensors = {
-            name: {param: value.clone() for param, value in kept.items()} for name, kept in self._tensors.items()
-        }
+        params = {name: list(kept) for name, kept in self._tensors.items()}
+        for name, kept in self._tensors.items():
+            buffers = self._copies.setdefault(name, {})
+            copy_all_([_buffer(buffers, param, local(value)) for param, value in kept.items()], list(kept.values()))
 
         def restore() -> None:
             # In place: views made by `view` share the content.
             self.numbers.clear()
             self.numbers.update(numbers)
-            self._tensors.clear()
-            self._tensors.update(tensors)
+            for name in [name for name in self._tensors if name not in params]:
+                del self._tensors[name]
+            for name, known in params.items():
+                kept = self._tensors[name]
+                for param in [param for param in kept if param not in set(known)]:
+                    del kept[param]
+                copy_all_([kept[param] for param in known], [self._copies[name][param] for param in known])
 
         return restore
 
     def state_dict(self, names: Mapping[Tensor, str]) -> dict[str, Any]:
-        """The content for a checkpoint file, with parameters by name. On shards, every process has to call it.
+        """The content for a checkpoint file, with parameters by name.
 
         Args:
             names: of the parameters. Tensors of other parameters are left out.
+
+        Returns:
+            Numbers and tensors. If tensors are sharded, every process has to call this; each of them is gathered and
+            moved to the CPU of the first process before the next is, and the other processes get none.
         """
-        tensors = {
-            name: {names[param]: whole_of(value) for param, value in kept.items() if param in names}
-            for name, kept in self._tensors.items()
-        }
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for name, kept in self._tensors.items():
+            wholes = {names[param]: whole_of(value) for param, value in kept.items() if param in names}
+            tensors[name] = {key: whole for key, whole in wholes.items() if whole is not None}
         return {"numbers": dict(self.numbers), "tensors": tensors}
 
     def load_state_dict(self, state: Mapping[str, Any], params: Mapping[str, Tensor]) -> None:
@@ -148,3 +178,19 @@ class Memory:
 
     def __bool__(self) -> bool:
         return bool(self.numbers or self._tensors)
+
+
+def _buffer(buffers: dict[Tensor, Tensor], param: Tensor, like: Tensor) -> Tensor:
+    """The buffer of a parameter, made anew if it does not fit."""
+    buffer = buffers.get(param)
+    if buffer is None or (buffer.shape, buffer.dtype, buffer.device) != (like.shape, like.dtype, like.device):
+        buffer = buffers[param] = torch.empty_like(like, requires_grad=False)
+    return buffer
+
+
+def _first(value: Tensor, former: Tensor) -> Tensor:
+    return value
+
+
+def _average(keep: float, value: Tensor, former: Tensor) -> Tensor:
+    return torch.lerp(value, former, keep)

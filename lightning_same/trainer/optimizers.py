@@ -68,7 +68,20 @@ def total_batches(trainer: pl.Trainer, batches: int, steps: int) -> int | None:
 
 
 def momentum_of(optimizer: Optimizer, param: Tensor) -> Tensor | None:
-    """The running mean of gradients that the optimizer keeps for a parameter; None before its first step."""
+    """The running mean of gradients that the optimizer keeps for a parameter; None before its first step.
+
+    Raises:
+        ValueError: if it keeps something, and neither under the name ``momentum_buffer`` nor ``exp_avg``.
+    """
     state = optimizer.state.get(param, {})
-    momentum: Tensor | None = state.get("momentum_buffer", state.get("exp_avg"))
-    return momentum
+    for name in ("momentum_buffer", "exp_avg"):
+        if name in state:
+            momentum: Tensor | None = state[name]
+            return momentum
+    if state:
+        raise ValueError(
+            f"MomentumSAM perturbs along the momentum of {type(optimizer).__name__}, and that keeps"
+            f" {', '.join(map(repr, state))}, but no 'momentum_buffer' or 'exp_avg'. Use torch's SGD with momentum,"
+            " Adam or AdamW, or another rule."
+        )
+    return None

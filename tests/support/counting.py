@@ -5,7 +5,15 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_same import ASAM, GSAM, SAM, SAME, USAM, WSAM, CheckpointSelect, CustomSAME
+import lightning_same
+from lightning_same import ASAM, GSAM, SAM, SAME, USAM, WSAM, CheckpointSelect, CustomSAME, Rule
+
+ALL_RULES = [
+    kind()
+    for kind in (getattr(lightning_same, name) for name in lightning_same.__all__)
+    if isinstance(kind, type) and issubclass(kind, Rule) and kind is not Rule
+]
+"""Every named rule, none left out."""
 
 RULES = [SAM(), ASAM(), USAM(), SAME(1, 2.0), CustomSAME(3.0), CheckpointSelect((1, 4)), WSAM(), GSAM()]
 

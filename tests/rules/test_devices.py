@@ -1,0 +1,40 @@
+"""Parameters on several devices, as CPU offload and model parallelism by hand leave them. The devices are pretended."""
+
+import pytest
+import torch
+from support.counting import ALL_RULES
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from lightning_same import AESAM, Memory, Progress, Rule
+from lightning_same.gradients.checkpoints import checkpoint_fractions, ratio_counts
+from lightning_same.gradients.norms import gradient_norms
+from lightning_same.gradients.tensors import all_finite, global_dot
+
+DEVICES = ["cuda:0", "cpu", "cuda:1", "cuda:0"]
+
+
+def some() -> list[Tensor]:
+    return [torch.empty(size, 2, device=device) for size, device in enumerate(DEVICES, 3)]
+
+
+@pytest.mark.parametrize("rule", [rule for rule in ALL_RULES if not isinstance(rule, AESAM)], ids=repr)
+def test_a_rule_takes_its_steps_on_several_devices(rule: Rule) -> None:
+    with FakeTensorMode():
+        params, grads, perturbed_grads = some(), some(), some()
+        memory = Memory(params)
+        for number in range(3):
+            restore = memory.copy()
+            with rule.perturbed(params, grads, at=Progress(number, total=10), memory=memory):
+                pass
+            rule.combine_(grads, perturbed_grads, Progress(number, total=10), memory)
+            rule.plain_step_(grads, memory)
+            restore()
+        assert [str(param.device) for param in params] == DEVICES
+
+
+def test_what_is_measured_is_on_the_first_device() -> None:
+    with FakeTensorMode():
+        g, s = some(), some()
+        measured = [*checkpoint_fractions(g, s), *gradient_norms(g, s), ratio_counts(g, s), all_finite(g)]
+        assert {str(value.device) for value in [*measured, global_dot(g, s)]} == {"cuda:0"}
