@@ -14,8 +14,10 @@ from lightning_same.callbacks.cadence import Cadence
 from lightning_same.callbacks.noisy_samples import NoisyMask
 from lightning_same.callbacks.probe import LossFn, check_probe, probe
 from lightning_same.gradients.pair import TwoGradients
+from lightning_same.replay.snapshot import modules_of
 from lightning_same.rules.base import Rule
 from lightning_same.rules.settings import check_number
+from lightning_same.trainer.distributed import reshard
 from lightning_same.trainer.logging import log_now
 from lightning_same.trainer.loop import callbacks_of, is_accumulating
 
@@ -158,6 +160,7 @@ def trains_by_a_rule(module: pl.LightningModule) -> bool:
 
 def names_of(module: pl.LightningModule) -> dict[Tensor, str]:
     """The names of its parameters."""
+    reshard(modules_of(module))  # Or they would be those of parameters that FSDP2 has gathered.
     return {param: name for name, param in module.named_parameters()}
 
 

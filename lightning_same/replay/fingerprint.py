@@ -11,16 +11,27 @@ import numpy as np
 import torch
 import torchmetrics
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from lightning_same.gradients.sharding import local
 from lightning_same.replay.batch import ATOMS
-from lightning_same.replay.snapshot import OF_METRIC, UNHELD
+from lightning_same.replay.snapshot import OF_METRIC, UNHELD, modules_of
+from lightning_same.trainer.distributed import reshard
 
 DEPTH = 6
 """How many objects inside objects are looked into."""
 
 ITEMS = 256
 """Of a longer list or dict, so many items at its beginning and its end are looked at."""
+
+LARGE = 1 << 26
+"""Bytes. Larger tensors stay on their device, where integers are summed; to hash a frozen language model on the host
+would take minutes."""
+
+SUMMED = 1 << 22
+"""Elements that are summed at once."""
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the size of an element."""
 
 SKIPPED = (nn.Module, type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 
@@ -36,8 +47,10 @@ def fingerprint(module: nn.Module) -> dict[str, str]:
         module: the module.
 
     Returns:
-        Texts by paths such as ``env.steps`` or ``layers.1.running_mean``. Parameters are left out.
+        Texts by paths such as ``env.steps`` or ``layers.1.running_mean``. Trained parameters are left out; those that
+        require no gradient, such as those of a teacher, are not.
     """
+    reshard(modules_of(module))
     return dict(_Walk().module(module))
 
 
@@ -51,6 +64,9 @@ class _Walk:
             path = f"{name}." if name else ""
             for buffer_name, buffer in inner.named_buffers(recurse=False):
                 yield f"{path}{buffer_name}", _digest(buffer)
+            for param_name, param in inner.named_parameters(recurse=False):
+                if not param.requires_grad:
+                    yield f"{path}{param_name}", _digest(param)
             unheld = UNHELD | OF_METRIC if isinstance(inner, torchmetrics.Metric) else UNHELD
             for attribute, value in vars(inner).items():
                 if attribute not in unheld and attribute not in ("_route", "sam", "two_pass"):
@@ -108,10 +124,15 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
             yield f".{name}", item
 
 
+@torch.no_grad()
 def _digest(tensor: Tensor) -> str:
-    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    tensor = local(tensor)
     if tensor.is_meta or nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_nested:
         return f"tensor {type(tensor).__name__}"
+    if tensor.nbytes > LARGE and tensor.is_contiguous() and tensor.element_size() in INTEGERS:
+        integers = tensor.view(-1).view(INTEGERS[tensor.element_size()])
+        sums = torch.stack([part.sum(dtype=torch.int64) for part in torch.split(integers, SUMMED)])
+        return f"tensor {tuple(tensor.shape)} {_hash(sums.cpu().numpy().tobytes())}"
     # Of a copy: what numpy has seen cannot be resized any more.
     values = tensor.detach().clone(memory_format=torch.contiguous_format).cpu().reshape(-1)
     return f"tensor {tuple(tensor.shape)} {_hash(values.view(torch.uint8).numpy().tobytes() if len(values) else b'')}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_same.replay.batch import ATOMS, overlaps, storage_of
 from lightning_same.replay.random_state import random_state
 from lightning_same.replay.tensor_copies import TensorCopies
+from lightning_same.trainer.distributed import reshard
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
 """Where a module keeps what is registered with it."""
@@ -50,6 +51,12 @@ class Snapshot:
     Other attributes (numbers, strings, the user's own objects) are held by reference: a counter on the module is put
     back, one inside an object of the user's is not. For the batch, see `copy_of`.
 
+    Parameters that are not trained are left out where they take more than four times the memory of ``unheld``, a frozen
+    backbone or the teacher of a small adapter. A training step that writes to them does so once more at each replay;
+    `fingerprint` sees it. Buffers have no such limit.
+
+    Parameters that FSDP2 has gathered are sharded again, when the state is taken and when it is put back.
+
     Args:
         module: whose state to take.
         unheld: parameters that somebody else takes care of; they and what shares their memory are left alone.
@@ -73,7 +80,9 @@ class Snapshot:
         self._empty: list[dict[str, Any]] = []
         self._seen: set[int] = set()
         self._to_copy: dict[int, Tensor] = {}
-        modules = modules_of(module)
+        self._modules = modules_of(module)
+        modules = self._modules
+        reshard(modules)
         self.hold_modules(modules)
         self._requires_grad = self._hold_parameters(modules)
         self._copies = TensorCopies(self._to_copy.values())
@@ -83,6 +92,7 @@ class Snapshot:
         """Put everything back. May be called many times."""
         for undo in self.undo:
             undo()
+        reshard(self._modules)
         for now, unheld, held, size in self._attributes:
             now.update(held)
             if len(now) > size:

@@ -7,31 +7,35 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from lightning_same.gradients.sharding import local
+
 
 class TensorCopies:
     """The values of tensors at one moment.
 
     Tensors of one dtype and device are copied into one block, by one operation; others, such as sparse ones, one by
-    one.
+    one. Of sharded tensors, the elements on this process.
 
     Args:
         tensors: any, each once.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
+        tensors = list(tensors)
         groups: dict[tuple[torch.dtype, torch.device] | int, list[Tensor]] = {}
-        for tensor in tensors:
-            dense = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
-            dense = dense and tensor.layout == torch.strided and tensor.is_contiguous()
-            groups.setdefault((tensor.dtype, tensor.device) if dense else id(tensor), []).append(tensor)
-        with torch.no_grad() if groups else nullcontext():
-            self._groups = [(group, _copies(group)) for group in groups.values()]
+        with torch.no_grad() if tensors else nullcontext():
+            for tensor in tensors:
+                shard = local(tensor)
+                dense = type(shard) is Tensor or type(shard) is torch.nn.Parameter
+                dense = dense and shard.layout == torch.strided and shard.is_contiguous()
+                groups.setdefault((shard.dtype, shard.device) if dense else id(tensor), []).append(tensor)
+            self._groups = [(group, _copies(list(map(local, group)))) for group in groups.values()]
 
     @torch.no_grad()
     def differ(self) -> bool:
         """Whether a tensor has another value now. The host waits for the device."""
         return any(
-            not torch.equal(tensor, copy)
+            not torch.equal(local(tensor), copy)
             for tensors, copies in self._groups
             for tensor, copy in zip(tensors, copies, strict=True)
         )
@@ -43,13 +47,13 @@ class TensorCopies:
         usable, for once all is restored its saved tensors have the values they had.
         """
         for tensors, copies in self._groups:  # Often there is none.
-            pairs = [
-                (tensor.data, copy)
-                for tensor, copy in zip(tensors, copies, strict=True)
-                if _must_be_written(tensor, copy)
-            ]
-            if pairs:
-                with torch.no_grad():
+            with torch.no_grad():
+                pairs = [
+                    (tensor.data, copy)
+                    for tensor, copy in zip(map(local, tensors), copies, strict=True)
+                    if _must_be_written(tensor, copy)
+                ]
+                if pairs:
                     torch._foreach_copy_([tensor for tensor, _ in pairs], [copy for _, copy in pairs])
 
     def release(self, tensors: Iterable[Tensor]) -> None:

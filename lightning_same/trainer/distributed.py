@@ -1,13 +1,14 @@
 """What the two passes ask of several processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -15,6 +16,21 @@ def ddp_model(trainer: pl.Trainer) -> DistributedDataParallel | None:
     """The model as DDP has wrapped it, if it has."""
     model = trainer.strategy.model
     return model if isinstance(model, DistributedDataParallel) else None
+
+
+def reshard(modules: Iterable[nn.Module]) -> None:
+    """Let FSDP2 give up the whole parameters that it has gathered, so that the modules hold their shards.
+
+    A forward without a backward leaves them gathered, such as a validation loop's, and so may any forward or backward,
+    by ``reshard_after_forward`` and `set_reshard_after_backward`. The next forward would use them as they are, whatever
+    has become of the shards. Takes no communication.
+
+    Args:
+        modules: all modules of a model, outside of a forward and a backward. Others than FSDP2's are left alone.
+    """
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def unsynchronized(strategy: Strategy) -> AbstractContextManager[None]:

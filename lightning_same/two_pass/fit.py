@@ -6,8 +6,10 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_same.gradients.sharding import any_sharded
+from lightning_same.replay.snapshot import modules_of
 from lightning_same.rules.base import Rule
 from lightning_same.rules.state import Memory
+from lightning_same.trainer.distributed import reshard
 from lightning_same.trainer.optimizers import trained
 
 
@@ -52,6 +54,7 @@ class Fit:
         rule = self.module.sam
         state: dict[str, Any] = {"rule": repr(rule)} if isinstance(rule, Rule) and rule.rho != 0 else {}
         if any(self.memories):
+            reshard(modules_of(self.module))  # Or the names would be those of whole parameters.
             names = {param: name for name, param in self.module.named_parameters()}
             state["memories"] = [memory.state_dict(names) for memory in self.memories]
         if self.skipped_steps:
@@ -60,6 +63,7 @@ class Fit:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
+        reshard(modules_of(self.module))
         params = dict(self.module.named_parameters())
         for memory, saved in zip(self.memories, state.get("memories", []), strict=False):
             memory.load_state_dict(saved, params)

@@ -12,9 +12,9 @@ from lightning_same.gradients.grads import set_grads
 from lightning_same.gradients.sharding import local
 from lightning_same.replay.fingerprint import fingerprint
 from lightning_same.replay.report import Outcome, States, compare
-from lightning_same.replay.snapshot import parameters_of
+from lightning_same.replay.snapshot import modules_of, parameters_of
 from lightning_same.replay.undisturbed import undisturbed
-from lightning_same.trainer.distributed import ddp_model, unsynchronized
+from lightning_same.trainer.distributed import ddp_model, reshard, unsynchronized
 from lightning_same.two_pass.step import TwoPassStep
 
 
@@ -35,6 +35,7 @@ def check_replay(
         losses: those of pass one.
     """
     module, trainer = step.module, step.trainer
+    reshard(modules_of(module))
     params = list(dict.fromkeys(parameters_of(module)))
     left = fingerprint(module)
     first = Outcome(losses, [_copy(param.grad) for param in params])

@@ -13,13 +13,13 @@ from typing_extensions import override
 from lightning_same.gradients.grads import add_partial_grads, fill_missing_grads, grads_of, set_grads
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.tensors import all_finite
-from lightning_same.replay.snapshot import parameters_of
+from lightning_same.replay.snapshot import modules_of, parameters_of
 from lightning_same.replay.tensor_copies import TensorCopies
 from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.base import Rule
 from lightning_same.rules.progress import Progress
 from lightning_same.rules.schedules import value
-from lightning_same.trainer.distributed import ddp_model, start_mean, unsynchronized
+from lightning_same.trainer.distributed import ddp_model, reshard, start_mean, unsynchronized
 from lightning_same.trainer.loop import callbacks_of
 from lightning_same.trainer.optimizers import lr_ratio, momentum_of, radii_of, trained
 from lightning_same.trainer.precision import loss_scale
@@ -187,6 +187,7 @@ class LookAheadStep(Step):
         radii = radii_of(self._optimizer, self.rho)
         momenta = {param: momentum_of(self._optimizer, param) for param in radii}
         ahead = {param: momentum for param, momentum in momenta.items() if momentum is not None}
+        reshard(modules_of(self.module))
         self.sam_pass = 1
         try:
             with self.rule.perturbed(
@@ -195,6 +196,7 @@ class LookAheadStep(Step):
                 yield
         finally:
             self.sam_pass = 0
+            reshard(modules_of(self.module))
 
     @override
     def finish(self) -> None:
@@ -241,6 +243,7 @@ class TwoPassStep(Step):
         *,
         last: bool = True,
     ) -> None:
+        reshard(modules_of(self.module))
         radii = radii_of(self._optimizer, self.rho)
         if self.is_local:
             # Which parameters have a gradient may differ between the processes.

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from lightning_same.gradients.sharding import local
 from lightning_same.replay.tensor_copies import TensorCopies
 
 
@@ -33,6 +34,8 @@ class WeightsBefore:
         return _marks(self.params) != self._marks or (self.copies is not None and self.copies.differ())
 
 
-def _marks(params: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """What changes when a tensor is written to, or when ``.data`` is replaced."""
-    return [(param._version, param.data_ptr()) for param in params if not isinstance(param, DTensor)]
+@torch.no_grad()
+def _marks(params: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    """What changes when a tensor, or this process's part of it, is written to, or when ``.data`` is replaced."""
+    # An operation on a sharded tensor counts at the tensor, one on the shard at the shard.
+    return [(param._version, (shard := local(param))._version, shard.data_ptr()) for param in params]

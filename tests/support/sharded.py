@@ -1,14 +1,15 @@
-"""A module whose parameters are sharded by FSDP2, and its weights in one piece."""
+"""Modules whose parameters are sharded by FSDP2, and their weights in one piece."""
 
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
-from torch.distributed.fsdp import fully_shard
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.utils.data import DataLoader
 
-from support.nets import Plain
+from support.nets import Plain, loader
 
 needs_fsdp2 = pytest.mark.skipif(torch.__version__ < "2.7", reason="FSDP2 runs on a CPU from torch 2.7.0 on")
 
@@ -24,12 +25,58 @@ class Sharded(Plain):
         fully_shard(self.layers, mesh=mesh)
 
 
+class Validated(Sharded):
+    """With a validation loop that can be left out, and options of `fully_shard`; notes the loss of every pass.
+
+    Args:
+        reshard: ``reshard_after_forward``.
+        keeps_whole: whether the parameters stay whole after a backward; it then reshards when the batch ends.
+    """
+
+    def __init__(self, reshard: bool | int | None = None, keeps_whole: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.reshard, self.keeps_whole = reshard, keeps_whole
+        self.seen: list[float] = []
+
+    def configure_model(self) -> None:
+        if self.device_mesh is None:
+            return
+        options: Any = {"mesh": self.device_mesh["data_parallel"], "reshard_after_forward": self.reshard}
+        fully_shard(self.layers[0], **options)
+        fully_shard(self.layers, **options)
+        if self.keeps_whole:
+            self.layers.set_reshard_after_backward(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.seen.append(loss.item())
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.keeps_whole and self.device_mesh is not None:
+            for layer in (self.layers, self.layers[0]):
+                layer.reshard()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", nn.functional.cross_entropy(self(x), y), sync_dist=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return loader(16, 8, self.dtype)
+
+
 def strategy() -> dict[str, Any]:
+    """Options of the Trainer: FSDP2 over all processes of the group, if there is one."""
+    if not torch.distributed.is_initialized():
+        return {}
     size = torch.distributed.get_world_size()
     sharded = ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=1, process_group_backend="gloo")
     return {"devices": size, "strategy": sharded}
 
 
 def whole(module: Any) -> list[Tensor]:
+    for layer in module.modules():
+        if isinstance(layer, FSDPModule):
+            layer.reshard()
     params = [param.detach() for param in module.parameters()]
     return [param.full_tensor() if hasattr(param, "full_tensor") else param for param in params]

@@ -13,7 +13,7 @@ from support.fits import differences, fit, observed_fit
 from support.nets import Everything, Plain, TwoOptimizers, build
 from support.ranks import Ranks
 from support.real_modules import REAL
-from torch import Tensor
+from torch import Tensor, nn
 
 import lightning_same
 from lightning_same import SAM, CheckpointFractionMonitor, ReplayCheck, Rule, with_sam
@@ -71,6 +71,30 @@ class CountsInHelper(Plain):
 
 
 WORLD = {"calls": 0}
+
+
+class MovesTeacher(Plain):
+    """A frozen teacher, more than four times as large as what is trained, that each step moves."""
+
+    def __init__(self, width: int = 200) -> None:
+        super().__init__()
+        self.teacher = nn.Linear(6, width).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            self.teacher.weight.mul_(0.9)
+        return super().training_step(batch, batch_idx)
+
+
+class RollsTeacher(MovesTeacher):
+    """So large that it is not hashed."""
+
+    def __init__(self) -> None:
+        super().__init__(3_000_000)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.teacher.weight.data[0] += 0.125
+        return Plain.training_step(self, batch, batch_idx)
 
 
 class CountsInTheWorld(Plain):
@@ -136,6 +160,12 @@ def test_what_cannot_be_replayed_is_named(kind: Any, message: str, accumulate: i
     with pytest.warns(UserWarning, match=expected) as caught:
         fit(checked(kind), max_epochs=1, accumulate_grad_batches=accumulate)
     assert sum("when it is replayed" in str(warning.message) for warning in caught) == 1
+
+
+@pytest.mark.parametrize("kind", [MovesTeacher, RollsTeacher])
+def test_a_frozen_parameter_that_is_too_large_to_be_held_is_named(kind: Any) -> None:
+    with pytest.warns(UserWarning, match=r"it changes state twice. Not put back: `teacher.weight`\. So pass two"):
+        fit(checked(kind), max_steps=1)
 
 
 @pytest.mark.parametrize(("kind", "message"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
