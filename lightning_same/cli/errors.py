@@ -1,6 +1,8 @@
 """How every command ends: well, in one line that says what to change, or in one that says where the traceback is."""
 
 import contextlib
+import linecache
+import operator
 import os
 import re
 import sys
@@ -65,6 +67,27 @@ def root(error: BaseException) -> BaseException:
     return error
 
 
+_REFUSALS = ("ValueError", "TypeError", "KeyError", "ModuleNotFoundError", "MisconfigurationException")
+_PACKAGES = ("lightning_same", "lightning")
+
+
+def is_a_refusal(error: BaseException) -> bool:
+    """Whether this package or Lightning has refused what it was given: a ``raise`` of theirs, with a reason.
+
+    Not where code of the user's own stands between the command and the ``raise``: the traceback leads there.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames or type(error).__name__ not in _REFUSALS or not str(error).strip():
+        return False
+    names = [frame.f_globals.get("__name__", "") for frame, _ in frames]
+    ours = [name.partition(".")[0] in _PACKAGES for name in names]
+    files = [frame.f_code.co_filename for frame, _ in frames]
+    installed = [file.startswith((sys.prefix, sys.base_prefix, "<")) for file in files]
+    frame, line = frames[-1]
+    raised = linecache.getline(frame.f_code.co_filename, line).strip().startswith("raise ")
+    return raised and ours[-1] and all(map(operator.or_, ours, installed))
+
+
 @contextlib.contextmanager
 def told(command: str, traceback_to_file: bool = True) -> Iterator[None]:
     """Let a command end with an exit code and one line on the error stream instead of a traceback.
@@ -75,8 +98,8 @@ def told(command: str, traceback_to_file: bool = True) -> Iterator[None]:
             If not, it is printed, and the line comes below it: for commands that run the user's own code.
 
     Raises:
-        SystemExit: 2 for a `UserError` and, with ``traceback_to_file``, for an error of the operating system; 130 after
-            Ctrl-C; 70 otherwise.
+        SystemExit: 2 for a `UserError`, for what `is_a_refusal` and, with ``traceback_to_file``, for an error of the
+            operating system; 130 after Ctrl-C; 70 otherwise.
     """
     try:
         yield
@@ -93,6 +116,9 @@ def told(command: str, traceback_to_file: bool = True) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and traceback_to_file:
             say(f"{command}: {one_line(os_error(error))}")
+            sys.exit(BAD_INPUT)
+        if is_a_refusal(error):
+            say(f"{command}: {one_line(error)}")
             sys.exit(BAD_INPUT)
         if traceback_to_file:
             where = _keep_traceback()
