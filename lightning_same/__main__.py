@@ -56,10 +56,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
             study(rest)
         case [word, *_] if word in COMMANDS or word.startswith("-"):
-            from lightning_same.cli.fit import SAMCLI
+            from lightning_same.cli.fit import main as fit
 
             # Given a list, LightningCLI warns that the command line's is not read.
-            SAMCLI(args=None if args is None else words, parser_kwargs={"prog": "lightning-same"})
+            fit(None if args is None else words)
         case [word, *_]:
             close = difflib.get_close_matches(word, COMMANDS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(COMMANDS)}."

@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import os
+import pickle
 import re
 from argparse import SUPPRESS
 from collections.abc import Sequence
@@ -12,11 +14,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 import lightning_same
+from lightning_same.cli.errors import UserError, one_line, parser_error, root, told
 from lightning_same.rules.base import Rule
 from lightning_same.rules.combinations import Combination
 from lightning_same.rules.perturbations import Perturbation
 from lightning_same.rules.schedules import Schedule
 from lightning_same.rules.timing import Timing
+from lightning_same.trainer.resuming import is_of_a_checkpoint_file
 from lightning_same.two_pass.options import CHOICES as OPTIONS
 from lightning_same.two_pass.options import TwoPassOptions
 from lightning_same.two_pass.with_sam import with_sam
@@ -38,7 +42,38 @@ class RuleParser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        super().error(explained(message), ex)
+        # A parser within a parser raises, and the outer one has all that is needed to explain.
+        if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
+            super().error(message, ex)
+        self.exit(2, f"error: {one_line(explained(message))}\n")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run ``lightning-same fit`` and its like.
+
+    An error of the user's own code is shown with its traceback; one of a checkpoint file is told in one line.
+
+    Args:
+        words: instead of the command line's.
+
+    Raises:
+        SystemExit: 2 for bad input, 70 for any other error.
+    """
+    with told("lightning-same", traceback_to_file=False):
+        try:
+            SAMCLI(args=None if words is None else list(words), parser_kwargs={"prog": "lightning-same"})
+        except Exception as error:
+            if is_of_a_checkpoint_file(error) and not isinstance(error, UserError):
+                raise UserError(f"--ckpt_path: {_why_not_resumed(error)}") from error
+            raise
+
+
+def _why_not_resumed(error: BaseException) -> str:
+    if isinstance(error, pickle.UnpicklingError) and "eights only load failed" in str(error):
+        return "the file holds more than weights, or is no checkpoint file. Lightning reads weights only here."
+    if isinstance(error, FileNotFoundError):
+        return one_line(error)
+    return f"the file cannot be resumed from: {type(error).__name__}: {one_line(error, 300)}"
 
 
 class SAMCLI(LightningCLI):
@@ -108,7 +143,7 @@ class SAMCLI(LightningCLI):
         try:
             rule: Rule | None = parser.instantiate(parser.parse_object({"sam": config})).sam
         except (TypeError, ValueError) as error:
-            self.parser.error(f"--sam: {_root(error)}", error)
+            self.parser.error(f"--sam: {root(error)}", error)
         return rule
 
 
@@ -117,7 +152,7 @@ def explained(message: str) -> str:
     if re.search(r"\btwo_pass\b", message):
         return _explained_options(message)
     if not re.search(r"\bsam\b", message):
-        return message
+        return parser_error(message)
     unknown = re.search(r"import path string: (\S+)", message)
     option = re.search(r"Option '(\w+)' is not accepted", message)
     # The parts of a rule are nested in it: the error is about the innermost class and the innermost key.
@@ -132,7 +167,7 @@ def explained(message: str) -> str:
         kind = keys[-1] if keys and keys[-1] in CHOICES else "rule"
         names = list(CHOICES[kind])
         return f"--sam: there is no {kind} {_meant(unknown[1], names)} The {kind}s: {', '.join(names)}."
-    return message
+    return parser_error(message)
 
 
 def _explained_options(message: str) -> str:
@@ -143,7 +178,7 @@ def _explained_options(message: str) -> str:
     if value and value[1] in OPTIONS:
         choices = OPTIONS[value[1]]
         return f"--two_pass.{value[1]} must be {' or '.join(choices)}; got {_meant(value[2], choices)}"
-    return message
+    return parser_error(message)
 
 
 def _kinds(base: type) -> dict[str, type]:
@@ -169,9 +204,3 @@ CHOICES["every"] = {name: kind for kinds in CHOICES.values() for name, kind in k
 def _meant(word: str, choices: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, choices, n=1)
     return f"{word!r}." + (f" Did you mean {close[0]}?" if close else "")
-
-
-def _root(error: BaseException) -> BaseException:
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error

@@ -1,6 +1,7 @@
 """Image classification data whose training labels are partly wrong."""
 
 import abc
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,19 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
+from torchvision import datasets
+from torchvision.datasets import CIFAR10, CIFAR100
 from typing_extensions import override
 
-from lightning_same.experiments.images import Batch, ImageDataset, Images, as_is, read_idx
+from lightning_same.cli.errors import one_line
+from lightning_same.experiments.images import (
+    Batch,
+    ImageDataset,
+    Images,
+    as_is,
+    check_images,
+    read_idx,
+)
 from lightning_same.experiments.noise import (
     asymmetric_noise,
     human_labels,
@@ -24,6 +34,12 @@ from lightning_same.experiments.noise import (
     pair_flip_noise,
     symmetric_noise,
 )
+
+MAX_SEED = 2**32 - 1
+"""numpy's seeds, by which the splits are drawn, go as far."""
+
+MAX_LABEL_FILE = 2**26
+"""Bytes of a file of labels when it is unpacked; CIFAR-N's take a few MB."""
 
 Noise = Literal["none", "symmetric", "asymmetric", "pair_flip", "instance", "file"]
 
@@ -119,6 +135,16 @@ class NoisyImageData(LightningDataModule, abc.ABC):
                 f"{type(self).__name__}: `train_size` must be at least {self.num_classes}, one image of each class, got"
                 f" {train_size!r}."
             )
+        for name, value, low in (
+            ("noise_seed", noise_seed, 0),
+            ("split_seed", split_seed, 0),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if type(value) is not int or not low <= value <= MAX_SEED:
+                raise ValueError(
+                    f"{type(self).__name__}: `{name}` must be a whole number from {low} to {MAX_SEED}, got {value!r}."
+                )
         self.save_hyperparameters()
         self.noise_rate = noise_rate
         self.noise_seed = noise_seed
@@ -141,6 +167,31 @@ class NoisyImageData(LightningDataModule, abc.ABC):
     def read(self, train: bool) -> Images:
         """Return the training or the test images, with true labels."""
 
+    def checked(self, train: bool) -> Images:
+        """The training or the test images, once it is known that they are of this data set.
+
+        Raises:
+            ValueError: if they cannot be read, or are not what they have to be; says why.
+        """
+        if self.fake:
+            return self._random_images(train)
+        where = f"{type(self).__name__}: the {'training' if train else 'test'} images cannot be used"
+        try:
+            images = self.read(train)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a reader makes of a file that is none
+            what = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{where}: {what}") from error
+        try:
+            check_images(images, self.image_shape, self.num_classes)
+            fewest = int(images.label.bincount(minlength=self.num_classes).min())
+            if train and fewest < 2:
+                raise ValueError(f"expected two images or more of each class, got {fewest}.")
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        return images
+
     @override
     def prepare_data(self) -> None:
         """Download what is missing. Lightning calls this on one process per node."""
@@ -150,14 +201,14 @@ class NoisyImageData(LightningDataModule, abc.ABC):
     @override
     def setup(self, stage: str) -> None:
         """Read the images that the stage needs, split them and make the noise."""
-        read = self._random_images if self.fake else self.read
         if stage in ("fit", "validate") and not hasattr(self, "train_set"):
-            images = read(train=True)
+            images = self.checked(train=True)
             index, val_index = self._split_index(images.label, self.val_fraction)
             if self.train_size is not None:
                 index = self._subset(index, images.label)
             train, val = images.at(index), images.at(val_index)
             noisy = self.noisy_labels(images, index)
+            check_images(Images(train.image, noisy), self.image_shape, self.num_classes)
             self.realised_noise_rate = int((noisy != train.label).sum()) / len(noisy)
             rank_zero_info(f"{type(self).__name__}: {self.realised_noise_rate:.2%} of {len(noisy)} labels are wrong.")
             padding, flip = (self.padding, self.flip) if self.augment else (0, False)
@@ -165,7 +216,7 @@ class NoisyImageData(LightningDataModule, abc.ABC):
             self.train_eval_set = ImageDataset(train, noisy, mean=self.mean, std=self.std)
             self.val_set = ImageDataset(val, val.label, mean=self.mean, std=self.std)
         if stage == "test" and not hasattr(self, "test_set"):
-            test = read(train=False)
+            test = self.checked(train=False)
             self.test_set = ImageDataset(test, test.label, mean=self.mean, std=self.std)
 
     def noisy_labels(self, images: Images, index: Tensor) -> Tensor:
@@ -279,6 +330,15 @@ class DigitsData(NoisyImageData):
         return self.split(Images(image, torch.from_numpy(digits.target)), 0.2)[0 if train else 1]
 
 
+class FashionMNIST(datasets.FashionMNIST):  # type: ignore[misc]
+    """torchvision's, first by https. The checksums are torchvision's, and its name is that of the folder."""
+
+    mirrors: ClassVar[list[str]] = [
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        *datasets.FashionMNIST.mirrors,
+    ]
+
+
 class FashionMNISTData(NoisyImageData):
     """Fashion-MNIST: 60,000 + 10,000 pictures of clothes, 28x28 grey, in 10 classes. https://arxiv.org/abs/1708.07747.
 
@@ -371,8 +431,29 @@ class CIFAR10Data(NoisyImageData):
     def noisy_labels(self, images: Images, index: Tensor) -> Tensor:
         """The labels to train on: made up, or out of ``label_file``."""
         if self.label_file is not None:
-            return human_labels(self.label_file, self.label_set, images.label)[index]
+            return self._labels_of_people(self.label_file, images.label)[index]
         return super().noisy_labels(images, index)
+
+    def _labels_of_people(self, path: str, true: Tensor) -> Tensor:
+        """The labels of a file, once it is known that there is one for each image."""
+        try:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    size = sum(entry.file_size for entry in archive.infolist())
+                if size > MAX_LABEL_FILE:
+                    raise ValueError(f"it would take {size} bytes unpacked.")
+            labels = human_labels(path, self.label_set, true)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a file that is none makes the unpickler do
+            if isinstance(error, ValueError) and "`label_" in str(error):
+                raise
+            raise ValueError(f"`label_file`: {path!r} cannot be read: {one_line(error)}") from error
+        try:
+            check_images(Images(torch.empty(len(true), 0, dtype=torch.uint8), labels), (0,), self.num_classes)
+        except ValueError as error:
+            raise ValueError(f"`label_set`: {self.label_set!r} in {path!r} is not for these images: {error}") from None
+        return labels
 
 
 # The superclass of each class of CIFAR-100, both in the order of the data set's page.

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,10 +113,14 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
+MAX_BYTES = 2**28
+"""What a file of images may hold when it is unpacked: five times as much as that of Fashion-MNIST."""
+
+
 def read_idx(path: Path) -> Tensor:
     """Read a gzipped IDX file of bytes, the format of MNIST and its successors.
 
-    torchvision's reader takes unpacked files only.
+    torchvision's reader takes unpacked files only. No more is unpacked than the shape says, nor more than `MAX_BYTES`.
 
     Returns:
         A uint8 tensor of the shape that the file states.
@@ -123,14 +128,51 @@ def read_idx(path: Path) -> Tensor:
     Raises:
         ValueError: if the file is no IDX file of bytes, or not as long as its shape says.
     """
-    with gzip.open(path) as file:
-        content = bytearray(file.read())
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
+    try:
+        with gzip.open(path) as file:
+            start = file.read(4)
+            if len(start) < 4 or start[:3] != b"\0\0\x08":
+                raise ValueError(
+                    f"{path}: expected an IDX file of bytes, which starts with 00 00 08, got {start[:3].hex(' ')}."
+                )
+            header = file.read(4 * start[3])
+            shape = [int.from_bytes(header[i : i + 4], "big") for i in range(0, 4 * start[3], 4)]
+            expected = math.prod(shape)
+            if len(header) < 4 * start[3] or not shape or expected > MAX_BYTES:
+                raise ValueError(f"{path}: expected 1 to {MAX_BYTES} bytes in a shape, got the shape {shape}.")
+            content = bytearray(file.read(expected + 1))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: expected a whole gzip file: {error}.") from error
+    if len(content) != expected:
+        got = "more" if len(content) > expected else len(content)
+        raise ValueError(f"{path}: expected {expected} bytes for shape {shape}, got {got}.")
+    data = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+    return data.reshape(shape)
+
+
+def check_images(images: "Images", shape: tuple[int, ...], num_classes: int) -> None:
+    """Refuse images and labels that do not belong together or to this data set.
+
+    Args:
+        images: as they were read.
+        shape: of one image.
+        num_classes: number of classes.
+
+    Raises:
+        ValueError: says what was expected and what was got.
+    """
+    image, label = images
+    if image.dtype != torch.uint8 or tuple(image.shape[1:]) != shape:
         raise ValueError(
-            f"{path}: expected an IDX file of bytes, which starts with 00 00 08, got {content[:3].hex(' ')}."
+            f"expected images of {shape} in uint8, got {tuple(image.shape[1:])} in {str(image.dtype).split('.')[-1]}."
         )
-    start = 4 + 4 * content[3]
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
-    if len(content) - start != math.prod(shape):
-        raise ValueError(f"{path}: expected {math.prod(shape)} bytes for shape {shape}, got {len(content) - start}.")
-    return torch.frombuffer(content, dtype=torch.uint8, offset=start).reshape(shape)
+    if label.ndim != 1 or label.dtype != torch.int64 or len(label) != len(image):
+        kind = str(label.dtype).split(".")[-1]
+        raise ValueError(
+            f"expected {len(image)} labels in int64, one for each image, got {tuple(label.shape)} in {kind}."
+        )
+    if len(label) == 0:
+        raise ValueError("expected one image or more, got none.")
+    low, high = int(label.min()), int(label.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"expected labels from 0 to {num_classes - 1}, got {low} to {high}.")

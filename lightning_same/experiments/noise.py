@@ -37,9 +37,10 @@ def symmetric_noise(labels: Tensor, rate: float, num_classes: int, seed: int) ->
     count = round(rate * len(labels))
     chosen = torch.randperm(len(labels), generator=generator)[:count].to(labels.device)
     # A step of 1 to num_classes - 1 around the ring of classes reaches every other class, and never the same one.
-    step = torch.randint(1, num_classes, (count,), generator=generator).to(labels)
+    step = torch.randint(1, num_classes, (count,), generator=generator).to(labels.device)
     noisy = labels.clone()
-    noisy[chosen] = (labels[chosen] + step) % num_classes
+    # In int64: a small type would overflow, as int8 does from 64 classes on.
+    noisy[chosen] = ((labels[chosen].long() + step) % num_classes).to(labels.dtype)
     return noisy
 
 

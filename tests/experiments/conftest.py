@@ -1,9 +1,12 @@
-"""A study, and its results by the command as it is."""
+"""A study, its results by the command as it is, and that command in a process that can be killed."""
 
+import multiprocessing
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from support.studies import write_study
+from support.studies import begin, write_study
 
 from lightning_same.experiments.study import main
 
@@ -19,3 +22,22 @@ def undisturbed(study: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("undisturbed") / "results"
     main(["--config", study, "--results", str(results)])
     return results
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[Callable[..., BaseProcess]]:
+    """Start the command in a process that can be killed; importing once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    modules = ["support.studies", "lightning_same.experiments", "lightning_same.experiments.study"]
+    context.set_forkserver_preload(modules)
+    started = []
+
+    def begun(results: Path, *arguments: str) -> BaseProcess:
+        process = context.Process(target=begin, args=([*arguments, "--results", str(results)], f"{results}.log"))
+        process.start()
+        started.append(process)
+        return process
+
+    yield begun
+    for process in started:
+        process.kill()

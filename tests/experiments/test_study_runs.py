@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,41 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support.studies import MARKER, begin, content, markers, with_fault, write_study
+from support.studies import MARKER, content, markers, said, wait_for, with_fault, write_study
 
 from lightning_same.cli.fit import SAMCLI
 from lightning_same.experiments.study import main
 from lightning_same.experiments.study.plan import Study
 from lightning_same.experiments.study.run import finished, perform
-
-
-@pytest.fixture(scope="module")
-def start() -> Iterator[Callable[..., BaseProcess]]:
-    """Start the command in a process that can be killed; importing once for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    modules = ["support.studies", "lightning_same.experiments", "lightning_same.experiments.study"]
-    context.set_forkserver_preload(modules)
-    started = []
-
-    def begun(results: Path, *arguments: str) -> BaseProcess:
-        process = context.Process(target=begin, args=([*arguments, "--results", str(results)], f"{results}.log"))
-        process.start()
-        started.append(process)
-        return process
-
-    yield begun
-    for process in started:
-        process.kill()
-
-
-def said(results: Path) -> str:
-    return Path(f"{results}.log").read_text()
-
-
-def wait_for(condition: Callable[[], bool], process: BaseProcess) -> None:
-    while not condition():
-        assert process.is_alive(), "the command ended early"
-        time.sleep(0.01)
 
 
 def more_finished_than(results: Path, number: int) -> bool:

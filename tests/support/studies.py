@@ -5,12 +5,15 @@ import json
 import os
 import re
 import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import yaml
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from typing_extensions import override
 
 
@@ -36,6 +39,47 @@ class Fail(Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         raise RuntimeError("this run fails")
+
+
+class Weighted(Callback):
+    """Takes a mapping with keys that are numbers."""
+
+    def __init__(self, weights: dict[int, float]) -> None:
+        assert all(isinstance(key, int) for key in weights)
+
+
+class ForkAndDie(Callback):
+    """Starts a process that outlives its own, which then ends as one does that has touched foreign memory."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        child = os.fork()
+        if child == 0:
+            time.sleep(600)
+            os._exit(0)
+        Path(self.place).write_text(str(child))
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class CheckpointsHere(ModelCheckpoint):
+    """Keeps its files in the directory of the run itself."""
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.dirpath = trainer.default_root_dir
+        super().setup(trainer, pl_module, stage)
+
+
+class Notes(Callback):
+    """Leaves a file beside those of the run."""
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        (Path(trainer.default_root_dir) / "notes.txt").write_text("mine")
 
 
 def with_fault(name: str) -> dict[str, Any]:
@@ -93,7 +137,7 @@ def begin(arguments: list[str], log: str) -> None:
     import multiprocessing
 
     from lightning_same.experiments.study import main, workers
-    from lightning_same.experiments.study.run import output_to
+    from lightning_same.experiments.study.writing import output_to
 
     workers._CONTEXT = multiprocessing.get_context("fork")
     with output_to(Path(log)):
@@ -113,14 +157,45 @@ def content(results: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(results.rglob("*")):
         name = str(path.relative_to(results))
-        if path.is_dir() or path.suffix in (".lock", ".log") or path.name in (".lock", "times.csv", "config.yaml"):
+        left_out = path.suffix in (".lock", ".log") or path.name in (
+            ".lock",
+            ".report.json",
+            "times.csv",
+            "config.yaml",
+        )
+        if path.is_dir() or left_out:
             continue
         text = path.read_text()
         if name.startswith("report"):
             text = re.split(r"## Time|<h2>Time", text)[0]
         elif path.name == MARKER:
             outcome = json.loads(text)
-            del outcome["seconds_per_epoch"]
+            del outcome["seconds_per_epoch"], outcome["check"]
             text = json.dumps(outcome)
         found[name] = re.sub(r"/\S*/results\b", "RESULTS", text)
     return found
+
+
+def said(results: Path) -> str:
+    return Path(f"{results}.log").read_text()
+
+
+def wait_for(condition: Callable[[], bool], process: BaseProcess) -> None:
+    while not condition():
+        assert process.is_alive(), "the command ended early"
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process is over, be it a zombie still."""
+    try:
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import shutil
 import warnings
 from argparse import ArgumentError
@@ -11,11 +12,16 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml  # type: ignore[import-untyped]
-
-from lightning_same.cli.fit import SAMCLI
-from lightning_same.experiments.study.plan import Run, Study, StudyError
+from lightning_same.cli.errors import one_line, root
+from lightning_same.cli.fit import SAMCLI, explained
+from lightning_same.experiments.data import NoisyImageData
+from lightning_same.experiments.study.errors import StudyError
+from lightning_same.experiments.study.identity import encode
+from lightning_same.experiments.study.outcome import state
+from lightning_same.experiments.study.plan import PLAN, RUNS, Run, Study
+from lightning_same.experiments.study.reading import dump_yaml
 from lightning_same.experiments.study.run import fit_config
+from lightning_same.experiments.study.variants import first_runs
 
 ROOM = 64 * 2**20
 """Bytes that must be free before a study begins."""
@@ -30,17 +36,71 @@ def check_runs(study: Study) -> None:
     Raises:
         StudyError: names the method, what is wrong, and the choices.
     """
-    fetched = set()
-    for run in {run.variant: run for run in reversed(study.runs)}.values():
-        cli = _built(run)
+    checked = set()
+    for run in first_runs(study.runs):
+        at = study.lines.get(run.method)
+        who = f"{f'{at}: ' if at else ''}Method {run.method!r}"
+        cli = _built(run, who)
         if cli.datamodule is not None:
-            data = json.dumps(run.config.get("data"), sort_keys=True)
-            if data not in fetched:
-                fetched.add(data)
-                try:
-                    cli.datamodule.prepare_data()
-                except (OSError, RuntimeError, ValueError) as error:
-                    raise StudyError(f"Method {run.method!r}: {error}") from error
+            data = json.dumps(encode(run.config.get("data")), sort_keys=True)
+            if data not in checked:
+                checked.add(data)
+                _check_data(cli, who)
+
+
+def check_directory(study: Study, directory: Path) -> list[str]:
+    """Refuse a directory that holds something else than results of this study.
+
+    Returns:
+        What has to be known of the results that are there.
+
+    Raises:
+        StudyError: says what else is there.
+    """
+    if not directory.exists() and not directory.is_symlink():
+        return []
+    if not directory.is_dir():
+        raise StudyError(f"{directory} is no directory. Give another --results.")
+    notes = []
+    try:
+        planned: Study | None = Study.load(directory / PLAN)
+    except StudyError as error:
+        planned = None
+        if (directory / PLAN).exists():
+            notes.append(f"{error} It is written anew.")
+    other = f"{directory} holds the results of another study"
+    if planned is not None:
+        why = study.extends(planned)
+        if why:
+            raise StudyError(f"{other}: {why}. Give another --results.")
+    else:
+        strange = _strange(study, directory)
+        if strange is not None:
+            raise StudyError(f"{directory} is not empty and holds no study, but {strange!r}. Give another --results.")
+    for run in study.runs:
+        found = state(run, directory / RUNS)
+        if found.kind == "other":
+            raise StudyError(f"{other}: run {run.name!r} has another configuration there. Give another --results.")
+        if found.kind == "broken":
+            notes.append(f"Run {run.name!r} does not count as finished: {found.why}. It is trained anew.")
+    return notes
+
+
+def _strange(study: Study, directory: Path) -> str | None:
+    """Something in a directory without a plan that is not of this study; None if all of it is."""
+    own = {PLAN, RUNS, "tables", "figures", "report.md", "report.html"}
+    content = [path.name for path in directory.iterdir() if path.name[0] != "."]
+    names = {run.name for run in study.runs}
+    runs = list((directory / RUNS).iterdir()) if (directory / RUNS).is_dir() else []
+    unknown = [name for name in content if name not in own]
+    unknown += [
+        f"{RUNS}/{path.name}"
+        for path in runs
+        if path.name[0] != "." and re.sub(r"\.(log|aside-\d+)$", "", path.name) not in names
+    ]
+    if not unknown and content and not any(path.name in names for path in runs) and content != [PLAN]:
+        unknown = content  # folders of such names are common
+    return min(unknown, default=None)
 
 
 def check_room(directory: Path) -> None:
@@ -77,18 +137,37 @@ def _silent() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _built(run: Run) -> SAMCLI:
+def _built(run: Run, who: str) -> SAMCLI:
     with TemporaryDirectory() as empty:
-        config = fit_config(run, Path(empty))
-        config.get("trainer", {}).pop("callbacks", None)  # some want a logger's directory at once
         path = Path(empty) / "fit.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        path.write_text(dump_yaml(fit_config(run, Path(empty))), encoding="utf-8")
         said = io.StringIO()
         try:
             with redirect_stderr(said), redirect_stdout(io.StringIO()), _silent():
                 return SAMCLI(args=["--config", str(path)], run=False, parser_kwargs={"exit_on_error": False})
         except SystemExit:
-            raise StudyError(f"Method {run.method!r}: {said.getvalue().strip()}") from None
-        except (ArgumentError, ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
-            message = error.message if isinstance(error, ArgumentError) else str(error)
-            raise StudyError(f"Method {run.method!r}: {message}") from error
+            raise StudyError(f"{who}: {one_line(said.getvalue())}") from None
+        except ArgumentError as error:
+            raise StudyError(f"{who}: {one_line(explained(error.message))}") from error
+        except Exception as error:  # whatever the user's classes raise when they are made
+            raise StudyError(f"{who}: {_told(error)}") from error
+
+
+def _check_data(cli: SAMCLI, who: str) -> None:
+    """Fetch the data, and read those whose reading is known to be quick and to leave nothing behind."""
+    data = cli.datamodule
+    try:
+        with redirect_stdout(io.StringIO()), _silent():
+            data.prepare_data()
+            if isinstance(data, NoisyImageData):
+                for stage in "fit", "test":
+                    data.setup(stage)
+    except Exception as error:  # whatever the user's classes raise
+        raise StudyError(f"{who}: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """An error with its type where it says nothing without."""
+    first = root(error)
+    plain = isinstance(error, OSError | RuntimeError | ValueError) and str(error)
+    return one_line(error if plain else f"{type(first).__name__}: {first}")

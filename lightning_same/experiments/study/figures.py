@@ -156,7 +156,7 @@ def against_accuracy(curves: pd.DataFrame, reference: Sequence[str]) -> list[Pic
                             points["val/accuracy"],
                             color=style.color,
                             marker=style.marker,
-                            label=variant,
+                            label=_label(variant),
                             s=18,
                         )
                     axes.set(xlabel=title, ylabel="validation accuracy")
@@ -202,7 +202,7 @@ class _panel:
         self.style.__enter__()
         self.figure = Figure(figsize=(4.8, 3.6), layout="constrained")
         self.axes = self.figure.subplots()
-        self.axes.set_title(self.title)
+        self.axes.set_title(self.title, parse_math=False)
         return self.axes, self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -219,6 +219,8 @@ class _panel:
         """A legend of as many columns as the figure is wide enough for."""
         for columns in (5, 4, 3, 2, 1):
             legend = self.figure.legend(loc="outside lower center", ncols=columns, handlelength=1.2, columnspacing=1.2)
+            for text in legend.get_texts():
+                text.set_parse_math(False)  # the user's names may hold dollars
             if columns == 1 or legend.get_window_extent().width <= self.figure.bbox.width:
                 break
             legend.remove()
@@ -236,5 +238,10 @@ def _groups(curves: pd.DataFrame, reference: Sequence[str]) -> Iterator[tuple[st
         yield (f"-{number + 1}" if len(batches) > 1 else ""), [*shown, *batch]
 
 
+def _label(name: str) -> str:
+    """A name as a label; a legend leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def _line(style: Style) -> dict[str, Any]:
-    return {"color": style.color, "linestyle": style.linestyle, "marker": style.marker, "label": style.label}
+    return {"color": style.color, "linestyle": style.linestyle, "marker": style.marker, "label": _label(style.label)}

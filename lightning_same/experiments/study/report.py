@@ -7,6 +7,7 @@ import pandas as pd
 
 from lightning_same.experiments.study.analysis import Analysis, analyse
 from lightning_same.experiments.study.claims import WHY_T, rule_text
+from lightning_same.experiments.study.escape import as_markdown, escaped
 from lightning_same.experiments.study.figures import (
     Picture,
     against_accuracy,
@@ -22,7 +23,7 @@ from lightning_same.experiments.study.results import Results, read_results
 from lightning_same.experiments.study.tables import END, claims_shown, markdown, parts, sensitivity_shown, spread
 from lightning_same.experiments.study.tables import points as in_points
 from lightning_same.experiments.study.variants import pairs
-from lightning_same.experiments.study.writing import write_atomically
+from lightning_same.experiments.study.writing import replace_files
 
 MOST_NAMES = 20
 """Names of unfinished runs that are listed."""
@@ -49,20 +50,19 @@ def write_report(study: Study, done: Sequence[Run], directory: Path) -> Path:
         "Sharpness and gradient norm": against_accuracy(results.curves, reference),
         "The four checkpoints": fraction_pictures(results.curves),
     }
-    _replace(directory / "tables", {f"{name}.csv": _csv(rows) for name, rows in found.tables(results.curves).items()})
-    drawn = [picture for group in pictures.values() for picture in group]
-    _replace(directory / "figures", {f"{picture.name}.svg": picture.svg for picture in drawn})
+    tables = {f"tables/{name}.csv": _csv(rows) for name, rows in found.tables(results.curves).items()}
+    figures = {f"figures/{picture.name}.svg": picture.svg for group in pictures.values() for picture in group}
     text = _text(study, done, results, found, pictures)
-    write_atomically(directory / "report.md", text)
-    path = directory / "report.html"
-    write_atomically(path, page(text, study.name, {f"figures/{p.name}.svg": p.svg for p in drawn}))
-    return path
+    html = page(text, study.name, figures)
+    replace_files(directory, {**tables, **figures, "report.md": text, "report.html": html})
+    return directory / "report.html"
 
 
 def _text(
     study: Study, done: Sequence[Run], results: Results, found: Analysis, pictures: dict[str, list[Picture]]
 ) -> str:
     several = len({other.variant for _, other in pairs(study.reference, done)}) > 1
+    study, found = as_markdown(study), as_markdown(found)
     body = [
         *_head(study, done, results, found),
         *_claims(study, found, several),
@@ -106,6 +106,7 @@ def _head(study: Study, done: Sequence[Run], results: Results, found: Analysis) 
         + (f" Wrong training labels: {_range(rates)}." if len(rates) else "")
         + f" The early phase is the first {study.early:.0%} of the epochs, the late phase the last {study.late:.0%}."
     )
+    head += results.notes
     if left:
         shown = ", ".join(f"`{name}`" for name in left[:MOST_NAMES])
         more = f" and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
@@ -247,7 +248,7 @@ def _options(found: Analysis) -> list[str]:
 
 
 def _shown(pictures: Sequence[Picture]) -> str:
-    return "\n".join(f"![{picture.caption}](figures/{picture.name}.svg)" for picture in pictures)
+    return "\n".join(f"![{escaped(picture.caption)}](figures/{picture.name}.svg)" for picture in pictures)
 
 
 def _in_short(claims: pd.DataFrame, several: bool) -> str:
@@ -301,14 +302,3 @@ def _grid_table(cells: pd.DataFrame) -> str:
 
 def _csv(rows: pd.DataFrame) -> bytes:
     return rows.to_csv(index=False, lineterminator="\n").encode()
-
-
-def _replace(directory: Path, files: dict[str, bytes]) -> None:
-    """Make a directory hold these files and no others of their kind."""
-    directory.mkdir(exist_ok=True)
-    suffixes = {Path(name).suffix for name in files}
-    for path in directory.iterdir():
-        if path.suffix in suffixes and path.name not in files:
-            path.unlink()
-    for name, content in files.items():
-        write_atomically(directory / name, content)

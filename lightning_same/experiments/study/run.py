@@ -1,52 +1,52 @@
 """One run: an ordinary fit in its own directory, finished if and only if its marker is there."""
 
-import contextlib
+import copy
 import errno
+import functools
 import json
-import os
+import platform
 import shutil
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from argparse import ArgumentError
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from typing_extensions import override
 
-from lightning_same.cli.fit import SAMCLI
-from lightning_same.experiments.study.plan import MARKER, Config, Run, StudyError, set_option
-from lightning_same.experiments.study.writing import write_atomically
+from lightning_same.cli.errors import one_line
+from lightning_same.cli.fit import SAMCLI, explained
+from lightning_same.experiments.study.errors import StudyError
+from lightning_same.experiments.study.identity import checksum
+from lightning_same.experiments.study.outcome import check, finished, state
+from lightning_same.experiments.study.plan import MARKER, METRICS, OWN, Config, Run, set_option
+from lightning_same.experiments.study.reading import dump_yaml
+from lightning_same.experiments.study.writing import sync, write_atomically
 
 PATIENCE = 30.0
 """Seconds to wait for a run that another process is at: a worker may outlive its killed parent by a moment."""
 
-
-def finished(run: Run, directory: Path) -> bool:
-    """Whether the run is there, whole and with this configuration."""
-    try:
-        return bool(json.loads((directory / run.name / MARKER).read_text())["digest"] == run.digest)
-    except FileNotFoundError:
-        return False
+CHECKPOINTS = "checkpoints"
+"""Where `ModelCheckpoint` writes in a run's directory unless it is told where."""
 
 
 def fit_config(run: Run, directory: Path) -> Config:
     """The configuration of a run with what the study adds: where to write, and nothing on the screen."""
-    config: Config = json.loads(json.dumps(run.config))
+    config: Config = copy.deepcopy(run.config)
     place = str(directory / run.name)
     logger = {"class_path": "CSVLogger", "init_args": {"save_dir": place, "name": "", "version": ""}}
-    for key, value in {
-        "trainer.logger": logger,
-        "trainer.default_root_dir": place,
-        "trainer.enable_progress_bar": False,
-        "trainer.enable_model_summary": False,
-        "test_after_fit": False,  # both the last and the best weights are tested below
-    }.items():
-        set_option(config, key, value)
+    # No test after the fit: both the last and the best weights are tested below.
+    for key, value in zip(OWN, (logger, place, False, False, False), strict=True):
+        try:
+            set_option(config, key, value)
+        except ValueError as error:
+            raise StudyError(str(error)) from error
     return config
 
 
@@ -59,7 +59,7 @@ def perform(run: Run, directory: Path, tell: Callable[[int], None] = lambda epoc
         tell: called with the number of epochs that are finished.
 
     Raises:
-        StudyError: if another process is at this run.
+        StudyError: if another process is at this run, or its configuration is refused.
     """
     place = directory / run.name
     directory.mkdir(parents=True, exist_ok=True)
@@ -70,14 +70,44 @@ def perform(run: Run, directory: Path, tell: Callable[[int], None] = lambda epoc
     with held:
         if finished(run, directory):
             return
-        if place.exists():
-            shutil.rmtree(place)
+        make_room(run, directory)
         place.mkdir()
         asked = place / "fit.yaml"
-        asked.write_text(yaml.safe_dump(fit_config(run, directory), sort_keys=False))
+        asked.write_text(dump_yaml(fit_config(run, directory)), encoding="utf-8")
         watch = Watch(tell)
-        cli = SAMCLI(args=["fit", "--config", str(asked)], trainer_defaults={"callbacks": [watch]})
-        write_atomically(place / MARKER, json.dumps(_outcome(run, cli, watch), indent=1))
+        refuse: dict[str, Any] = {"exit_on_error": False}
+        try:
+            cli = SAMCLI(
+                args=["fit", "--config", str(asked)],
+                trainer_defaults={"callbacks": [watch]},
+                parser_kwargs=refuse | {"fit": refuse},
+            )
+        except ArgumentError as error:
+            raise StudyError(f"Run {run.name!r}: {one_line(explained(error.message))}") from error
+        outcome = _outcome(run, cli, watch)
+        write_atomically(place / MARKER, json.dumps(outcome | {"check": check(outcome)}, indent=1))
+
+
+def make_room(run: Run, directory: Path) -> None:
+    """Remove what an earlier attempt at a run has left; set it aside if it holds what no attempt leaves."""
+    place = directory / run.name
+    if not (place.exists() or place.is_symlink()):
+        return
+    if not place.is_symlink() and place.is_dir() and state(run, directory).kind != "other":
+        strange = [path for path in place.iterdir() if not _left_by_a_run(path)]
+        if not strange:
+            shutil.rmtree(place)
+            return
+    names = (directory / f"{run.name}.aside-{number}" for number in range(1, 10**6))
+    place.rename(next(name for name in names if not name.exists() and not name.is_symlink()))
+
+
+def _left_by_a_run(path: Path) -> bool:
+    if path.name == CHECKPOINTS and path.is_dir() and not path.is_symlink():
+        return all(file.suffix == ".ckpt" for file in path.iterdir())
+    known = path.name in ("fit.yaml", "config.yaml", "hparams.yaml", METRICS, MARKER)
+    part = path.name.startswith(".") and path.suffix == ".part"
+    return (known or part) and not path.is_dir()
 
 
 class Watch(Callback):
@@ -111,7 +141,10 @@ def _outcome(run: Run, cli: SAMCLI, watch: Watch) -> Config:
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     if trainer.interrupted:
         raise StudyError("The fit was interrupted.")
+    place = Path(trainer.default_root_dir)
     trainer.loggers = []  # `METRICS` holds the fit alone
+    if not (place / METRICS).exists():
+        raise StudyError("The fit has logged no metric, so nothing can be compared. Let the module call `self.log`.")
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
     epoch = None
@@ -123,9 +156,10 @@ def _outcome(run: Run, cli: SAMCLI, watch: Watch) -> Config:
             tests["best"] = dict(trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)[0])
     if best:
         epoch = int(torch.load(best, map_location="cpu", weights_only=False)["epoch"])
-        place = Path(trainer.default_root_dir).resolve()
-        if place in Path(best).resolve().parents:  # a checkpoint that the user keeps elsewhere stays
-            shutil.rmtree(Path(best).parent)
+    settle_checkpoints(trainer, place)
+    for path in place.iterdir():
+        sync(path)
+    sync(place)
     steady = sorted(watch.seconds[1:] or watch.seconds)  # the first epoch warms up
     return {
         "run": run.name,
@@ -135,9 +169,51 @@ def _outcome(run: Run, cli: SAMCLI, watch: Watch) -> Config:
         "best_score": None if score is None else float(score),
         "noise_rate": getattr(data, "realised_noise_rate", None),
         "seconds_per_epoch": steady[len(steady) // 2] if steady else None,
-        "device": str(trainer.strategy.root_device),
-        "versions": {name: version(name) for name in ("lightning-same", "lightning", "torch")},
+        "device": _device(trainer.strategy.root_device),
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+        "versions": {name: version(name) for name in ("lightning-same", "lightning", "torch", "numpy")}
+        | {"python": platform.python_version()},
+        "files": {METRICS: checksum((place / METRICS).read_bytes())},
     }
+
+
+def settle_checkpoints(trainer: pl.Trainer, place: Path) -> None:
+    """Remove the checkpoint files that were there for the test, and sync those that the user keeps elsewhere."""
+    folder = (place / CHECKPOINTS).resolve()
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    for callback in callbacks:
+        names = {callback.best_model_path, callback.last_model_path, callback.kth_best_model_path}
+        for path in (Path(name) for name in names | set(callback.best_k_models) if name):
+            if path.resolve().parent == folder:
+                path.unlink(missing_ok=True)
+            elif path.is_file():
+                sync(path)
+                sync(path.parent)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _device(device: torch.device) -> str:
+    """What decides on the last bits, beside the number of threads."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the working directory, where the user's own modules are, and whether it has changes."""
+    try:
+        head, changes = (
+            subprocess.run(
+                ["git", *words], capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL
+            ).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or no repository
+    return head.strip() + (" with changes" if changes.strip() else "")
 
 
 def disk_is_full(error: BaseException | None, directory: Path) -> bool:
@@ -147,20 +223,5 @@ def disk_is_full(error: BaseException | None, directory: Path) -> bool:
             return True
         error = error.__cause__ or error.__context__
     there = next(path for path in [directory, *directory.absolute().parents] if path.exists())
-    return shutil.disk_usage(there).free < 2**16
-
-
-@contextlib.contextmanager
-def output_to(path: Path) -> Iterator[None]:
-    """Let everything that this process writes to its two streams go to a file, also what other languages write."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [os.dup(stream) for stream in (1, 2)]
-    with path.open("w") as file:
-        for stream in 1, 2:
-            os.dup2(file.fileno(), stream)
-    try:
-        yield
-    finally:
-        for stream, old in zip((1, 2), kept, strict=True):
-            os.dup2(old, stream)
-            os.close(old)
+    usage = shutil.disk_usage(there)
+    return usage.total > 0 and usage.free < 2**16  # /proc has neither

@@ -1,0 +1,148 @@
+"""How every command ends: well, in one line that says what to change, or in one that says where the traceback is."""
+
+import contextlib
+import linecache
+import operator
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+
+BAD_INPUT = 2
+"""Exit code of what the person who gave the command can change."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+UNFORESEEN = 70
+"""Exit code of an error that nobody foresaw; ``EX_SOFTWARE`` of sysexits.h."""
+
+
+class UserError(Exception):
+    """What the person who gave the command has to know or to change; shown in one line, without a traceback."""
+
+
+def one_line(text: object, limit: int = 2000) -> str:
+    """A message without line breaks, cut in its middle where it is longer than ``limit`` characters."""
+    words = " ".join(str(text).split())
+    half = limit // 2
+    return words if len(words) <= limit else f"{words[:half]} [...] {words[-half:]}"
+
+
+def parser_error(message: str) -> str:
+    """What is wrong, out of jsonargparse's message with all types that an option may have: key, class and reason."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
+    keys: list[str] = []
+    owner = ""
+    for line in lines:
+        key = re.match(r'Parser key "(.+?)":\s*(.*)', line)
+        problem = re.match(r"Problem with given class_path '([^']+)':\s*(.*)", line)
+        if key:
+            keys.append(key[1])
+        if problem:
+            owner = problem[1]
+        said = key[2] if key else problem[2] if problem else line
+        if owner and said and not re.match(r"Does not validate|Subtypes:|Errors:|Given value", said):
+            return f"{'.'.join(keys)}: {owner}: {one_line(said, 500)}"
+    kinds = re.findall(r"Expected an? <class '(\w+)'>", message)
+    given = re.search(r"^\s*Given value: (.*)", message, re.MULTILINE)
+    if keys and kinds and given:
+        wanted = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)
+        return f"{'.'.join(keys)} must be {wanted}, got {given[1][:100]!r}."
+    return one_line(message, 500)
+
+
+def os_error(error: OSError) -> str:
+    """An operating system's error with the file that it is about."""
+    why = error.strerror or str(error) or type(error).__name__
+    return f"{os.fspath(error.filename)}: {why}." if isinstance(error.filename, str | os.PathLike) else f"{why}."
+
+
+def root(error: BaseException) -> BaseException:
+    """The error that began a chain of errors."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
+
+
+_REFUSALS = ("ValueError", "TypeError", "KeyError", "ModuleNotFoundError", "MisconfigurationException")
+_PACKAGES = ("lightning_same", "lightning")
+
+
+def is_a_refusal(error: BaseException) -> bool:
+    """Whether this package or Lightning has refused what it was given: a ``raise`` of theirs, with a reason.
+
+    Not where code of the user's own stands between the command and the ``raise``: the traceback leads there.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames or type(error).__name__ not in _REFUSALS or not str(error).strip():
+        return False
+    names = [frame.f_globals.get("__name__", "") for frame, _ in frames]
+    ours = [name.partition(".")[0] in _PACKAGES for name in names]
+    files = [frame.f_code.co_filename for frame, _ in frames]
+    installed = [file.startswith((sys.prefix, sys.base_prefix, "<")) for file in files]
+    frame, line = frames[-1]
+    raised = linecache.getline(frame.f_code.co_filename, line).strip().startswith("raise ")
+    return raised and ours[-1] and all(map(operator.or_, ours, installed))
+
+
+@contextlib.contextmanager
+def told(command: str, traceback_to_file: bool = True) -> Iterator[None]:
+    """Let a command end with an exit code and one line on the error stream instead of a traceback.
+
+    Args:
+        command: its name, which begins the line.
+        traceback_to_file: whether the traceback of an error that nobody foresaw goes to a file, which the line names.
+            If not, it is printed, and the line comes below it: for commands that run the user's own code.
+
+    Raises:
+        SystemExit: 2 for a `UserError`, for what `is_a_refusal` and, with ``traceback_to_file``, for an error of the
+            operating system; 130 after Ctrl-C; 70 otherwise.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        # Whoever read the output has closed it, as `head` does. Python's own last flush would fail, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say(f"{command}: interrupted.")
+        sys.exit(INTERRUPTED)
+    except UserError as error:
+        say(f"{command}: {one_line(error)}")
+        sys.exit(BAD_INPUT)
+    except Exception as error:
+        if isinstance(error, OSError) and traceback_to_file:
+            say(f"{command}: {one_line(os_error(error))}")
+            sys.exit(BAD_INPUT)
+        if is_a_refusal(error):
+            say(f"{command}: {one_line(error)}")
+            sys.exit(BAD_INPUT)
+        if traceback_to_file:
+            where = _keep_traceback()
+        else:
+            traceback.print_exc()
+            where = "above"
+        say(f"{command}: an error that was not foreseen, {type(error).__name__}: {one_line(error)}. Traceback: {where}")
+        sys.exit(UNFORESEEN)
+
+
+def say(line: str) -> None:
+    """Write a line to the error stream, whatever characters it holds."""
+    encoding = sys.stderr.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)  # noqa: T201
+
+
+def _keep_traceback() -> str:
+    text = traceback.format_exc()
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="lightning-same-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(text)
+    except OSError:  # no place is writable
+        sys.stderr.write(text)
+        return "above"
+    return file.name

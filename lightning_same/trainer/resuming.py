@@ -1,0 +1,15 @@
+"""Where Lightning reads a checkpoint file and puts what it holds in its place."""
+
+import traceback
+
+_READERS = ("lightning.pytorch.trainer.connectors.checkpoint_connector", "lightning.pytorch.core.saving")
+
+
+def is_of_a_checkpoint_file(error: BaseException) -> bool:
+    """Whether an error was raised while a checkpoint file was read or restored, by Lightning or by what it called."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = frame.f_globals.get("__name__", "")
+        parsed = name == "lightning.pytorch.cli" and frame.f_code.co_name == "_parse_ckpt_path"
+        if parsed or name in _READERS:
+            return True
+    return False
