@@ -5,12 +5,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_same.callbacks.ascent import ascent
 from lightning_same.callbacks.cadence import Cadence
+from lightning_same.callbacks.monitor import Monitor
 from lightning_same.callbacks.noisy_samples import NoisyMask
 from lightning_same.callbacks.probe import LossFn, check_probe, stepped
 from lightning_same.gradients.effects import (
@@ -25,13 +26,9 @@ from lightning_same.gradients.effects import (
 from lightning_same.gradients.random_masks import draws_of
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.undisturbed import undisturbed
-from lightning_same.rules.base import Rule
-from lightning_same.rules.sam import SAM
-from lightning_same.rules.schedules import value
 from lightning_same.rules.settings import check_int, check_number
-from lightning_same.trainer.logging import log_now
+from lightning_same.trainer.distributed import take_buffers_of_rank_zero
 from lightning_same.trainer.loop import is_accumulating, opens_window, steps_logged
-from lightning_same.trainer.optimizers import progress_of, radii_of
 from lightning_same.trainer.precision import loss_scale
 
 LossesFn = Callable[[pl.LightningModule, Any], Tensor]
@@ -41,7 +38,7 @@ Parts = dict[str, list[Tensor]]
 """The gradients of the ``clean`` and of the ``noisy`` samples, which sum up to that of the batch."""
 
 
-class CheckpointEffectMonitor(Callback):
+class CheckpointEffectMonitor(Monitor):
     r"""Logs what a step along each of the four checkpoints does to clean samples, to noisy ones and on validation data.
 
     The losses of the samples are weighted within one forward, so that g = g_clean + g_noisy and s = s_clean + s_noisy
@@ -78,6 +75,7 @@ class CheckpointEffectMonitor(Callback):
         rho: radius of SAM's perturbation. Default: the rule's own perturbation on a module that trains by one without a
             memory, else 0.05.
         placebo_seed: of the random sets.
+        name: enters the keys, as in ``ckpt_effect/NAME/ckpt1/clean``, for several monitors in one training.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -85,6 +83,8 @@ class CheckpointEffectMonitor(Callback):
     References:
         Luong et al., Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting, arXiv 2411.17132.
     """
+
+    keys_begin_with = "ckpt_effect"
 
     def __init__(
         self,
@@ -96,11 +96,13 @@ class CheckpointEffectMonitor(Callback):
         validation_batches: int = 1,
         rho: float | None = None,
         placebo_seed: int = 0,
+        name: str | None = None,
     ) -> None:
+        super().__init__(name)
         self.cadence = Cadence(self, every_n_steps, every_n_epochs)
-        for name, function in {"losses_fn": losses_fn, "noisy_mask": noisy_mask}.items():
+        for option, function in {"losses_fn": losses_fn, "noisy_mask": noisy_mask}.items():
             if function is not None and not callable(function):
-                raise ValueError(f"CheckpointEffectMonitor: `{name}` must be a function, got {function!r}.")
+                raise ValueError(f"CheckpointEffectMonitor: `{option}` must be a function, got {function!r}.")
         self.losses_fn = losses_fn
         self.noisy_mask = noisy_mask
         self.validation_batches = check_int(self, "validation_batches", validation_batches, at_least=0)
@@ -111,6 +113,7 @@ class CheckpointEffectMonitor(Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
         self._values.clear()
         self._kept.clear()
         if self.losses_fn is None and not callable(getattr(type(pl_module), "losses", None)):
@@ -147,11 +150,13 @@ class CheckpointEffectMonitor(Callback):
     ) -> None:
         if self._values and not is_accumulating(trainer):
             values, self._values = self._values, {}
-            log_now(trainer, values)
+            self._log(trainer, values)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _measured(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> dict[str, Tensor]:
         params = stepped(trainer, module)
-        rule, radii = self._ascent(trainer, module, params)
+        rule, radius_of = ascent(trainer, module, self.rho)
+        radii = None if radius_of is None else [radius_of.get(param, 0.0) for param in params]
         with undisturbed(trainer, module) as rewind:
             base = self._parts(trainer, module, batch, params)
             grads = _sum(base)
@@ -160,8 +165,11 @@ class CheckpointEffectMonitor(Callback):
                 perturbed = self._parts(trainer, module, batch, params)
             perturbed_grads = _sum(perturbed)
             losses = dict(base)
-            if self._kept:
+            # Validation data may be of another length on each process.
+            kept = torch.tensor(float(len(self._kept)), device=module.device)
+            if trainer.strategy.reduce(kept, reduce_op="sum").item():
                 rewind()
+                take_buffers_of_rank_zero(trainer, module)
                 losses["validation"] = self._validation(trainer, module, params)
         values: dict[str, Tensor] = {}
         effects = checkpoint_effects(grads, perturbed_grads, losses)
@@ -181,19 +189,6 @@ class CheckpointEffectMonitor(Callback):
             values |= {f"ckpt_amplification/{where}/{of}": size for of, size in amplification._asdict().items()}
         return values
 
-    def _ascent(
-        self, trainer: pl.Trainer, module: pl.LightningModule, params: Sequence[Tensor]
-    ) -> tuple[Rule, list[float] | None]:
-        """What perturbs the weights, and by which radius each parameter."""
-        own = getattr(module, "sam", None)
-        if self.rho is not None or not isinstance(own, Rule):
-            return SAM(0.05 if self.rho is None else self.rho), None
-        radius_of: dict[Tensor, float] = {}
-        for optimizer in trainer.optimizers:
-            radius_of |= radii_of(optimizer, value(own.rho, progress_of(trainer, trainer.global_step, optimizer)))
-        rule = SAM() if own.ahead or own.perturbation.stateful else own
-        return rule, [radius_of.get(param, 0.0) for param in params]
-
     def _parts(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, params: Sequence[Tensor]) -> Parts:
         """The gradients of the clean and of the noisy samples' part of the batch's mean loss, out of one forward."""
         batch = copy_of(batch)
@@ -208,11 +203,12 @@ class CheckpointEffectMonitor(Callback):
         found: Parts = {}
         for name, mask in {"clean": ~noisy, "noisy": noisy}.items():
             loss = (losses * mask.to(losses)).sum() / len(losses)
-            found[name] = _gradient(trainer, module, loss, params, keep=name == "clean")
+            own = _own_gradient(trainer, module, loss, params, keep=name == "clean")
+            found[name] = _reduced(trainer, own, "mean")
         return found
 
     def _validation(self, trainer: pl.Trainer, module: pl.LightningModule, params: Sequence[Tensor]) -> list[Tensor]:
-        """The gradient of the mean validation loss, in evaluation mode."""
+        """The gradient of the mean loss over the validation samples of all processes, in evaluation mode."""
         modes = {child: child.training for child in module.modules()}
         module.eval()
         try:
@@ -220,14 +216,15 @@ class CheckpointEffectMonitor(Callback):
             for kept in self._kept:
                 with torch.enable_grad(), trainer.precision_plugin.train_step_context():
                     losses = self._losses(module, copy_of(kept))
-                gradient = _gradient(trainer, module, losses.sum(), params)
-                torch._foreach_add_(total, gradient)
+                torch._foreach_add_(total, _own_gradient(trainer, module, losses.sum(), params))
                 samples += len(losses)
-            torch._foreach_div_(total, samples)
-            return total
         finally:
             for child, training in modes.items():
                 child.training = training
+        count = torch.tensor([float(samples)], device=module.device)
+        *total, count = _reduced(trainer, [*total, count], "sum")
+        torch._foreach_div_(total, count.item())
+        return total
 
     def _losses(self, module: pl.LightningModule, batch: Any) -> Tensor:
         losses: Any = self.losses_fn(module, batch) if self.losses_fn else module.losses(batch)  # type: ignore[operator]
@@ -249,21 +246,24 @@ class CheckpointEffectMonitor(Callback):
         return noisy
 
 
-def _gradient(
+def _own_gradient(
     trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor, params: Sequence[Tensor], keep: bool = False
 ) -> list[Tensor]:
-    """The gradient of a loss that leaves ``.grad`` as it is, averaged over the processes; 0 where it does not reach."""
+    """The gradient of a loss of this process, which leaves ``.grad`` as it is; 0 where it does not reach."""
     scale = loss_scale(trainer, module.device)
     grads = torch.autograd.grad(
         loss if scale is None else loss * scale, params, retain_graph=keep, allow_unused=True, materialize_grads=True
     )
-    found = [grad if scale is None else grad / scale for grad in grads]
+    return [grad if scale is None else grad / scale for grad in grads]
+
+
+def _reduced(trainer: pl.Trainer, tensors: Sequence[Tensor], reduce_op: str) -> list[Tensor]:
+    """The mean or the sum over the processes, of tensors that have the same shapes on all of them."""
     if trainer.world_size == 1:
-        return found
-    flat = torch.cat([grad.flatten() for grad in found])
-    flat = trainer.strategy.reduce(flat, reduce_op="mean")
-    parts = torch.split(flat, [param.numel() for param in params])
-    return [part.view_as(param) for part, param in zip(parts, params, strict=True)]
+        return list(tensors)
+    flat = trainer.strategy.reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduce_op=reduce_op)
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _sum(parts: Parts) -> list[Tensor]:

@@ -1,13 +1,12 @@
 """How the gradient's elements are spread over the four checkpoints."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_same.callbacks.gradient_monitor import GradientMonitor, keyed, tallied
+from lightning_same.callbacks.gradient_monitor import GradientMonitor, Parts, keyed, tallied
 from lightning_same.callbacks.noisy_samples import NoisyMask
 from lightning_same.callbacks.probe import LossFn
 from lightning_same.gradients.checkpoints import (
@@ -42,6 +41,8 @@ class CheckpointFractionMonitor(GradientMonitor):
         every_n_epochs: measure the first step of every n-th epoch instead, the first epoch included.
         per_layer: log the shares within each parameter tensor too: ``ckpt_fraction_layer/NAME/ckpt1`` and so on, by the
             names of ``named_parameters()``. Weighted by the tensors' numbers of elements they sum up to the totals.
+        per_group: log the shares within each of the optimizers' parameter groups too:
+            ``ckpt_fraction_group/NAME/ckpt1`` and so on, by the group's ``"name"``, or else ``pg1``, ``pg2`` and so on.
         histogram: log how far g and s differ within each checkpoint too: ``ckpt_histogram/ckpt1/1.2-1.5`` is the share
             of all elements that are in checkpoint 1 with 1.2 < r <= 1.5; the seven bins of a checkpoint sum up to its
             fraction. In checkpoints 2 and 4 the bins are of 1/abs(r). The edges are 1, 1.2, 1.5, 2, 4, 8, 16 and inf.
@@ -53,12 +54,14 @@ class CheckpointFractionMonitor(GradientMonitor):
         rho: radius of the perturbation where the gradients are not those of the step.
         loss_fn: gives the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
             optimization needs one.
+        name: enters the keys, as in ``ckpt_fraction/NAME/ckpt1``, for several monitors in one training.
 
     Raises:
-        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, or ``rho``
-            is not a number > 0.
+        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, ``rho`` is
+            not a number > 0, or ``name`` is not one.
     """
 
+    keys_begin_with = "ckpt_fraction"
     shown: ClassVar = {f"ckpt_fraction/ckpt{k}": f"ckpt{k}" for k in CKPTS}
 
     def __init__(
@@ -67,27 +70,28 @@ class CheckpointFractionMonitor(GradientMonitor):
         every_n_steps: int | None = None,
         every_n_epochs: int | None = None,
         per_layer: bool = False,
+        per_group: bool = False,
         histogram: bool = False,
         noisy_mask: NoisyMask | None = None,
         prog_bar: bool = False,
         rho: float = 0.05,
         loss_fn: LossFn | None = None,
+        name: str | None = None,
     ) -> None:
-        super().__init__(every_n_steps, every_n_epochs, per_layer, noisy_mask, prog_bar, rho, loss_fn)
+        super().__init__(every_n_steps, every_n_epochs, per_layer, per_group, noisy_mask, prog_bar, rho, loss_fn, name)
         self.histogram = histogram
 
     @override
-    def measured(self, gradients: TwoGradients, names: Sequence[str | None], of: str = "") -> dict[str, Tensor]:
+    def measured(self, gradients: TwoGradients, parts: Parts, of: str = "") -> dict[str, Tensor]:
         """The shares, by their keys."""
         sizes = [grad.numel() for grad in gradients.grads]
-        counts, layers = tallied(checkpoint_counts, gradients, names)
+        counts, counts_of = tallied(checkpoint_counts, gradients, parts)
         values = keyed(f"ckpt_fraction{of}", fractions_of(counts, sum(sizes))._asdict())
-        for name, layer, size in zip(names, layers, sizes, strict=False):
-            if name is None:
-                continue
-            values |= keyed(f"ckpt_fraction{of}_layer/{name}", fractions_of(layer, max(1, size))._asdict())
+        for part, indices in parts.items():
+            size = max(1, sum(sizes[index] for index in indices))
+            values |= keyed(f"ckpt_fraction{of}{part}", fractions_of(counts_of[part], size)._asdict())
         if self.histogram:
-            bins, _ = tallied(ratio_counts, gradients)
+            bins = ratio_counts(gradients.grads, gradients.perturbed_grads)
             for k, row in zip(CKPTS, shares(bins, sum(sizes)), strict=True):
                 values |= keyed(f"ckpt_histogram{of}/ckpt{k}", dict(zip(BINS, row, strict=True)))
         return values

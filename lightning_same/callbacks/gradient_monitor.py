@@ -2,15 +2,15 @@
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_same.callbacks.cadence import Cadence
+from lightning_same.callbacks.monitor import Monitor
 from lightning_same.callbacks.noisy_samples import NoisyMask
 from lightning_same.callbacks.probe import LossFn, check_probe, probe
 from lightning_same.gradients.pair import TwoGradients
@@ -18,11 +18,13 @@ from lightning_same.replay.snapshot import modules_of
 from lightning_same.rules.base import Rule
 from lightning_same.rules.settings import check_number
 from lightning_same.trainer.distributed import reshard
-from lightning_same.trainer.logging import log_now
 from lightning_same.trainer.loop import callbacks_of, is_accumulating
 
+Parts = dict[str, list[int]]
+"""Parts of the parameters: what a part adds to the first part of a key, and the places of its tensors."""
 
-class GradientMonitor(Callback, abc.ABC):
+
+class GradientMonitor(Monitor, abc.ABC):
     """Measures the two gradients of a step and logs what it finds.
 
     On a module that trains by a two-pass rule it reads the gradients of the step: no pass of its own, and nothing waits
@@ -35,37 +37,41 @@ class GradientMonitor(Callback, abc.ABC):
             ``log_every_n_steps``.
         every_n_epochs: measure the first step of every n-th epoch instead, the first epoch included.
         per_layer: log the values of each parameter tensor too, under its name.
+        per_group: log the values of each of the optimizers' parameter groups too, under its ``"name"``, or else as
+            ``pg1`` and so on.
         noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs the values of the clean
             and of the noisy samples beside those of the batch.
         prog_bar: show the main values in the progress bar too.
         rho: radius of the perturbation where the gradients are not those of the step.
         loss_fn: gives the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
             optimization needs one.
+        name: enters the keys.
 
     Raises:
-        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, or ``rho``
-            is not a number > 0.
+        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, ``rho`` is
+            not a number > 0, or ``name`` is not one.
     """
-
-    shown: ClassVar[Mapping[str, str]] = {}
-    """What the progress bar shows: log keys, and their names there."""
 
     def __init__(
         self,
         every_n_steps: int | None,
         every_n_epochs: int | None,
         per_layer: bool,
+        per_group: bool,
         noisy_mask: NoisyMask | None,
         prog_bar: bool,
         rho: float,
         loss_fn: LossFn | None,
+        name: str | None,
     ) -> None:
+        super().__init__(name)
         self.cadence = Cadence(self, every_n_steps, every_n_epochs)
         if noisy_mask is not None and not callable(noisy_mask):
             raise ValueError(
                 f"{type(self).__name__}: `noisy_mask` must be a function of the batch, got {noisy_mask!r}."
             )
         self.per_layer = per_layer
+        self.per_group = per_group
         self.noisy_mask = noisy_mask
         self.prog_bar = prog_bar
         self.rho = check_number(self, "rho", rho, above=0)
@@ -73,13 +79,12 @@ class GradientMonitor(Callback, abc.ABC):
         self._values: dict[str, Tensor] = {}
 
     @abc.abstractmethod
-    def measured(self, gradients: TwoGradients, names: Sequence[str | None], of: str = "") -> dict[str, Tensor]:
+    def measured(self, gradients: TwoGradients, parts: Parts, of: str = "") -> dict[str, Tensor]:
         """The values to log, by their keys: scalar tensors, on which nothing has waited.
 
         Args:
             gradients: g and s.
-            names: of the parameters, to log the values of each; None for a tensor that the module does not know.
-                Empty if they are not asked for.
+            parts: of which to log the values too.
             of: to be added to each key's group, for the gradients of a part of the batch.
         """
 
@@ -99,10 +104,11 @@ class GradientMonitor(Callback, abc.ABC):
             pl_module: the module.
             gradients: g and s.
         """
-        self._measure(pl_module, gradients)
+        self._measure(trainer, pl_module, gradients)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
         self._values.clear()
         if self.noisy_mask is not None or not trains_by_a_rule(pl_module):
             check_probe(pl_module, trainer, self.loss_fn, type(self).__name__, parts=self.noisy_mask is not None)
@@ -127,7 +133,7 @@ class GradientMonitor(Callback, abc.ABC):
                 monitor.on_two_pass_gradients(trainer, pl_module, probed.whole)
             parts = probed.parts.get(monitor.noisy_mask, {}) if monitor.noisy_mask is not None else {}
             for part, gradients in parts.items():
-                monitor._measure(pl_module, gradients, f"_{part}")
+                monitor._measure(trainer, pl_module, gradients, f"_{part}")
 
     @override
     def on_train_batch_end(
@@ -135,14 +141,30 @@ class GradientMonitor(Callback, abc.ABC):
     ) -> None:
         if self._values and not is_accumulating(trainer):
             values, self._values = self._values, {}
-            log_now(trainer, values, prog_bar=self.shown if self.prog_bar else None)
+            self._log(trainer, values, prog_bar=self.prog_bar)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def _measure(self, module: pl.LightningModule, gradients: TwoGradients, of: str = "") -> None:
-        names: list[str | None] = []
+    def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, gradients: TwoGradients, of: str = "") -> None:
+        self._values.update(self.measured(gradients, self._parts(trainer, module, gradients.params), of))
+
+    def _parts(self, trainer: pl.Trainer, module: pl.LightningModule, params: Sequence[Tensor]) -> Parts:
+        """The layers and parameter groups whose values are asked for."""
+        parts: Parts = {}
         if self.per_layer:
-            known = names_of(module)
-            names = [known.get(param) for param in gradients.params]
-        self._values.update(self.measured(gradients, names, of))
+            reshard(modules_of(module))  # Or they would be the names of parameters that FSDP2 has gathered.
+            known: dict[Tensor, str] = {param: name for name, param in module.named_parameters()}
+            parts |= {f"_layer/{known[param]}": [i] for i, param in enumerate(params) if param in known}
+        if self.per_group:
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            labels = {
+                param: f"_group/{group.get('name') or f'pg{number}'}"
+                for number, group in enumerate(groups, 1)
+                for param in group["params"]
+            }
+            for index, param in enumerate(params):
+                if param in labels:
+                    parts.setdefault(labels[param], []).append(index)
+        return parts
 
     def _alike(self, trainer: pl.Trainer) -> Iterator["GradientMonitor"]:
         """The Trainer's monitors that measure this step on the same loss with the same radius."""
@@ -158,23 +180,15 @@ def trains_by_a_rule(module: pl.LightningModule) -> bool:
     return isinstance(getattr(module, "sam", None), Rule)
 
 
-def names_of(module: pl.LightningModule) -> dict[Tensor, str]:
-    """The names of its parameters."""
-    reshard(modules_of(module))  # Or they would be those of parameters that FSDP2 has gathered.
-    return {param: name for name, param in module.named_parameters()}
-
-
 def tallied(
-    tally: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor],
-    gradients: TwoGradients,
-    names: Sequence[str | None] = (),
-) -> tuple[Tensor, list[Tensor]]:
-    """What ``tally`` counts or sums up over all tensors and, where there are names, over each; one sweep for both."""
+    tally: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor], gradients: TwoGradients, parts: Parts
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What ``tally`` counts or sums up over all tensors, and over each part; one sweep for both."""
     _, grads, perturbed_grads, _ = gradients
-    if not names:
-        return tally(grads, perturbed_grads), []
-    layers = [tally([g], [s]).to(grads[0].device) for g, s in zip(grads, perturbed_grads, strict=True)]
-    return torch.stack(layers).sum(dim=0), layers
+    if not parts:
+        return tally(grads, perturbed_grads), {}
+    each = torch.stack([tally([g], [s]).to(grads[0].device) for g, s in zip(grads, perturbed_grads, strict=True)])
+    return each.sum(dim=0), {part: each[indices].sum(dim=0) for part, indices in parts.items()}
 
 
 def keyed(group: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

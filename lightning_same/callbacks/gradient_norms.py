@@ -1,6 +1,5 @@
 """How long the gradients are and how far apart they point."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import lightning.pytorch as pl
@@ -9,10 +8,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_same.callbacks.gradient_monitor import GradientMonitor, keyed, names_of, tallied
+from lightning_same.callbacks.gradient_monitor import GradientMonitor, Parts, keyed, tallied
 from lightning_same.callbacks.noisy_samples import NoisyMask
 from lightning_same.callbacks.probe import LossFn
-from lightning_same.gradients.norms import norms_of, sums_of_squares
+from lightning_same.gradients.norms import norms_of, squared_shares, sums_of_squares
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.tensors import global_norm
 from lightning_same.trainer.optimizers import trained
@@ -31,6 +30,8 @@ class GradientNormMonitor(GradientMonitor):
     Logged:
         - ``grad_norm/base``, ``grad_norm/perturbed``: of g, the gradient at w, and of s, the one at w + e.
         - ``grad_norm/ckpt1`` to ``grad_norm/ckpt4``: of s over the elements of each checkpoint.
+        - ``grad_share/ckpt1`` to ``grad_share/ckpt4``, ``grad_share/rest``: the shares of \|\|s\|\|^2, together 1. A
+          checkpoint may hold many elements and next to nothing of s.
         - ``grad_cosine``: of the angle between g and s; 0 where one of them is zero.
         - ``grad_norm/step``: of d, what ``.grad`` holds when the optimizer steps: before clipping and weight decay.
           Where gradients accumulate it is that of the whole window, while on a module that trains by no rule g and s
@@ -47,6 +48,8 @@ class GradientNormMonitor(GradientMonitor):
         per_layer: log the values of each parameter tensor too: ``grad_norm_layer/NAME/base`` and so on,
             ``grad_cosine_layer/NAME`` and ``weight_norm_layer/NAME``, by the names of ``named_parameters()``. The
             squares of the norms sum up to those of the totals.
+        per_group: log the values of each of the optimizers' parameter groups too: ``grad_norm_group/NAME/base`` and so
+            on, by the group's ``"name"``, or else ``pg1``, ``pg2`` and so on.
         noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs ``grad_norm_clean/...``,
             ``grad_norm_noisy/...``, ``grad_cosine_clean`` and ``grad_cosine_noisy``, of the mean gradients of either
             kind of sample alone, both at the w + e of the whole batch; see `lightning_same.probe.probe`. Costs four
@@ -56,12 +59,14 @@ class GradientNormMonitor(GradientMonitor):
         rho: radius of the perturbation where the gradients are not those of the step.
         loss_fn: gives the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
             optimization needs one.
+        name: enters the keys, as in ``grad_norm/NAME/base``, for several monitors in one training.
 
     Raises:
-        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, or ``rho``
-            is not a number > 0.
+        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, ``rho`` is
+            not a number > 0, or ``name`` is not one.
     """
 
+    keys_begin_with = "grad_norm"
     shown: ClassVar = {"grad_norm/base": "|g|", "grad_norm/perturbed": "|s|", "grad_norm/step": "|d|"}
 
     def __init__(
@@ -70,25 +75,25 @@ class GradientNormMonitor(GradientMonitor):
         every_n_steps: int | None = None,
         every_n_epochs: int | None = None,
         per_layer: bool = False,
+        per_group: bool = False,
         noisy_mask: NoisyMask | None = None,
         prog_bar: bool = False,
         rho: float = 0.05,
         loss_fn: LossFn | None = None,
+        name: str | None = None,
     ) -> None:
-        super().__init__(every_n_steps, every_n_epochs, per_layer, noisy_mask, prog_bar, rho, loss_fn)
+        super().__init__(every_n_steps, every_n_epochs, per_layer, per_group, noisy_mask, prog_bar, rho, loss_fn, name)
 
     @override
-    def measured(self, gradients: TwoGradients, names: Sequence[str | None], of: str = "") -> dict[str, Tensor]:
-        """The norms and cosines, by their keys."""
-        sums, layers = tallied(sums_of_squares, gradients, names)
+    def measured(self, gradients: TwoGradients, parts: Parts, of: str = "") -> dict[str, Tensor]:
+        """The norms, cosines and shares, by their keys."""
+        sums, sums_of = tallied(sums_of_squares, gradients, parts)
         values: dict[str, Tensor] = {}
-        places = [of, *(None if name is None else f"{of}_layer/{name}" for name in names)]
-        for place, squares in zip(places, [sums, *layers], strict=True):
-            if place is None:
-                continue
+        for part, squares in {"": sums, **sums_of}.items():
             norms = norms_of(squares, gradients.scale)._asdict()
-            values[f"grad_cosine{place}"] = norms.pop("cosine")
-            values |= keyed(f"grad_norm{place}", norms)
+            values[f"grad_cosine{of}{part}"] = norms.pop("cosine")
+            values |= keyed(f"grad_norm{of}{part}", norms)
+            values |= keyed(f"grad_share{of}{part}", squared_shares(squares)._asdict())
         return values
 
     @override
@@ -99,13 +104,9 @@ class GradientNormMonitor(GradientMonitor):
         if not self.wants_two_pass_gradients(trainer):
             return
         params = trained(optimizer)
-        steps = {param: param.grad for param in params if param.grad is not None}
-        self._values["grad_norm/step"] = global_norm(list(steps.values()))
-        self._values["weight_norm"] = global_norm(params)
-        if self.per_layer:
-            known = names_of(pl_module)
-            named = {param: known[param] for param in params if param in known}
-            for param, name in named.items():
-                if param in steps:
-                    self._values[f"grad_norm_layer/{name}/step"] = global_norm([steps[param]])
-                self._values[f"weight_norm_layer/{name}"] = global_norm([param])
+        for part, indices in {"": range(len(params)), **self._parts(trainer, pl_module, params)}.items():
+            some = [params[index] for index in indices]
+            steps = [param.grad for param in some if param.grad is not None]
+            if steps or not part:
+                self._values[f"grad_norm{part}/step"] = global_norm(steps)
+            self._values[f"weight_norm{part}"] = global_norm(some)

@@ -14,6 +14,7 @@ from lightning_same.curvature.samples import leading_dimension
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.snapshot import Snapshot
 from lightning_same.replay.undisturbed import undisturbed
+from lightning_same.trainer.distributed import take_buffers_of_rank_zero
 from lightning_same.trainer.precision import full_precision
 from lightning_same.trainer.training_step import check_loss, training_loss
 
@@ -32,8 +33,8 @@ def mean_loss(
 ) -> Iterator[dict[str, Any]]:
     """A module's mean loss on batches, to be measured in a ``with`` block that leaves no trace.
 
-    Every forward sees the same random numbers and buffers. Afterwards weights, ``.grad``, buffers, random state,
-    metrics, attributes, modes and logs are bit for bit what they were.
+    Every forward sees the same random numbers and buffers, which are those of rank zero on all processes. Afterwards
+    weights, ``.grad``, buffers, random state, metrics, attributes, modes and logs are bit for bit what they were.
 
     Args:
         trainer: the module's Trainer.
@@ -62,6 +63,7 @@ def mean_loss(
         return check_loss(value, source)
 
     with undisturbed(trainer, module):
+        take_buffers_of_rank_zero(trainer, module)
         # The modes are set by whoever measures.
         at_each_forward = Snapshot(module, weights, module.device, modes=False)
         yield {

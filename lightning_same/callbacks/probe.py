@@ -152,7 +152,7 @@ def probe(
             if loss is not None:
                 loss = loss if samples.weight else loss * 0.0
                 grads = derivatives(loss if scale is None else loss * scale, params, module)
-        if grads is None and samples is whole:
+        if grads is None and samples is whole and trainer.world_size == 1:
             return None
         return _mean(trainer, params, grads if samples.weight else None, samples.weight)
 
@@ -161,7 +161,7 @@ def probe(
         base_of_parts = [mean_gradient(samples) for *_, samples in parts] if base else []
         perturbed = mean_gradient(whole, base) if base else None
         perturbed_of_parts = [mean_gradient(samples, base) for *_, samples in parts] if perturbed else []
-    if base is None or perturbed is None:
+    if not (base and perturbed):
         return None
     reached = [*base]
 
@@ -258,6 +258,8 @@ def _mean(
     flat = torch.cat([counts, flat]).to(torch.promote_types(flat.dtype, torch.float32)) * weight
     flat = trainer.strategy.reduce(flat, reduce_op="sum")
     total, *known = flat[: len(counts)].tolist()
+    if not total:
+        return {}
     parts = torch.split(flat[len(counts) :] / total, [param.numel() for param in params])
     means = zip(params, parts, known, strict=True)
     return {param: part.view_as(param).to(param.dtype) for param, part, somewhere in means if somewhere}

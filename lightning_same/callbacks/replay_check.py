@@ -79,16 +79,18 @@ class ReplayCheck(Callback):
         fingerprints: list[Mapping[str, str]] = [fingerprint(module)]
         with undisturbed(trainer, module) as rewind:
             first = forward_backward()
-            if first is None:
-                return None
             fingerprints.append(fingerprint(module))
             rewind()
             fingerprints.append(fingerprint(module))
             replays = [forward_backward()]
             # Compared with what the first has left, which the second should leave too.
             fingerprints.append(fingerprint(module))
-            differs = torch.tensor(float(replays[0] is None or not first.equals(replays[0])), device=module.device)
+            # The processes decide together, also those without a loss: another replay takes part in their reductions.
+            same = replays[0] is None if first is None else replays[0] is not None and first.equals(replays[0])
+            differs = torch.tensor(float(not same), device=module.device)
             if trainer.strategy.reduce(differs, reduce_op="sum").item():
                 rewind()
                 replays.append(forward_backward())
+        if first is None:
+            return None
         return compare(first, [replay for replay in replays if replay is not None], States(*fingerprints))

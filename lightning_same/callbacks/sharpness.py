@@ -1,39 +1,37 @@
 """How sharp the loss is while a model trains: when to measure it, and what to log."""
 
-from collections.abc import Callable, Sequence
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_same.callbacks.ascent import ascent
 from lightning_same.callbacks.cadence import Cadence
 from lightning_same.callbacks.mean_loss import Mode, mean_loss
+from lightning_same.callbacks.monitor import Monitor
 from lightning_same.callbacks.probe import LossFn, check_probe
+from lightning_same.callbacks.probe_batches import ProbeBatches
 from lightning_same.curvature.adaptive import AdaptiveHessian
-from lightning_same.curvature.eigenvalues import extreme_eigenvalues, reason
+from lightning_same.curvature.eigenvalues import TopEigenvalue, extreme_eigenvalues, reason
+from lightning_same.curvature.gradient import gradient_curvature
 from lightning_same.curvature.hessian import Hessian
 from lightning_same.curvature.neighborhood import average_case_sharpness, worst_case_sharpness
-from lightning_same.replay.batch import copy_of
-from lightning_same.replay.undisturbed import undisturbed
-from lightning_same.rules.base import Rule
-from lightning_same.rules.sam import SAM
-from lightning_same.rules.schedules import value
+from lightning_same.curvature.vectors import cosine, dots
 from lightning_same.rules.settings import check_int, check_number
-from lightning_same.trainer.logging import log_now
-from lightning_same.trainer.loop import steps_logged
-from lightning_same.trainer.optimizers import progress_of, radii_of
-from lightning_same.trainer.precision import full_precision
-from lightning_same.trainer.training_step import batch_on_device, training_loss
+from lightning_same.trainer.loop import is_accumulating, steps_logged
+from lightning_same.trainer.optimizers import largest_lr
 
 EVERY_N_STEPS = 500
 """In later training a measurement costs the median of 20 training steps, which is then 4 % of the training."""
 
 
-class SharpnessMonitor(Callback):
+class SharpnessMonitor(Monitor):
     r"""Logs the extreme eigenvalues of the loss's Hessian, and the rise of the loss to the perturbed weights.
 
     Measured on the same batches throughout, so that the curve shows the weights' change and not the batches'. Training
@@ -53,6 +51,13 @@ class SharpnessMonitor(Callback):
         ``sharpness/hvps``: Hessian-vector products taken.
         ``sharpness/converged``: 1 or 0, of all eigenvalues. Where it is 0 a warning is given too.
         ``sharpness/ascent_gap``: L(w + e) - L(w).
+        ``sharpness/ascent_curvature``: 2 (L(w + e) - L(w) - g'e) / e'e, the mean curvature along e on the way to w + e;
+        known to about 2e-7 L / e'e in float32.
+        ``sharpness/two_over_lr``: 2 / lr for the largest learning rate. Gradient descent is unstable along directions
+        of larger curvature.
+        ``sharpness/ascent_alignment``: abs(cos) of the angle between e and the eigenvector of the largest eigenvalue.
+        ``sharpness/step_alignment``: the same for the change of the weights in the step that follows; logged after it.
+        ``sharpness/gradient_curvature``: g'Hg / g'g, if asked for.
         ``sharpness/adaptive_top_eigenvalue``, ``sharpness/worst_case``, ``sharpness/average_case``: if asked for.
 
     A training batch for which the training step returns None is passed over, with a warning.
@@ -64,7 +69,7 @@ class SharpnessMonitor(Callback):
         probe_batches: how many of the first training batches to measure on; they stay on the device. With more than one
             the first measurement waits for them. The batches are not in checkpoint files: a resumed training takes new
             ones, and its curve has a joint there. Or the batches themselves, such as ``list(islice(loader, 4))``; under
-            DDP each process gives its own.
+            DDP each process gives its own, as many as it has, or none.
         loss_fn: gives the mean loss of ``(module, batch)``. Default: the module's training step; a module in manual
             optimization needs one.
         samples_fn: gives the number of samples (or tokens: what the loss is a mean over) of a batch, by which batches
@@ -86,13 +91,16 @@ class SharpnessMonitor(Callback):
             rescaled without changing the function. As many products again.
         worst_case: radius of the ball, in units of the weights, for `worst_case_sharpness`: 22 forward-backward passes.
         average_case: standard deviation, in units of the weights, for `average_case_sharpness`: 33 forward passes.
+        gradient_curvature: measure g'Hg / g'g too: one more product, and a gradient in float64 to know its rounding.
         seed: of the random start.
         prog_bar: show the largest eigenvalue in the progress bar too, as ``top_eigenvalue``.
+        name: enters the keys, as in ``sharpness/NAME/top_eigenvalue``, for several monitors in one training.
 
     Raises:
         ValueError: if an option is out of range, or ``every_n_steps`` and ``every_n_epochs`` are both given.
     """
 
+    keys_begin_with = "sharpness"
     shown: ClassVar = {"sharpness/top_eigenvalue": "top_eigenvalue"}
 
     def __init__(
@@ -114,25 +122,22 @@ class SharpnessMonitor(Callback):
         adaptive: bool = False,
         worst_case: float | None = None,
         average_case: float | None = None,
+        gradient_curvature: bool = False,
         seed: int = 0,
         prog_bar: bool = False,
+        name: str | None = None,
     ) -> None:
+        super().__init__(name)
         self.cadence = Cadence(self, every_n_steps, every_n_epochs, default_steps=EVERY_N_STEPS)
-        counts = {"max_products": max_products}
-        if not isinstance(probe_batches, Sequence):
-            counts["probe_batches"] = probe_batches
-        elif not probe_batches:
-            raise ValueError("SharpnessMonitor: `probe_batches` holds no batch.")
-        for name, count in counts.items():
-            check_int(self, name, count, at_least=1)
-        for name, radius in (("rho", rho), ("worst_case", worst_case), ("average_case", average_case)):
+        check_int(self, "max_products", max_products, at_least=1)
+        self._probe = ProbeBatches(self, probe_batches)
+        for option, radius in {"rho": rho, "worst_case": worst_case, "average_case": average_case}.items():
             if radius is not None:
-                check_number(self, name, radius, above=0)
+                check_number(self, option, radius, above=0)
         if dtype not in (None, "float64", "auto"):
             raise ValueError(f'SharpnessMonitor: `dtype` must be "float64", "auto" or None, got {dtype!r}.')
         if mode not in get_args(Mode):
             raise ValueError(f'SharpnessMonitor: `mode` must be "eval" or "train", got {mode!r}.')
-        self.probe_batches = probe_batches
         self.loss_fn = loss_fn
         self.samples_fn = samples_fn
         self.rho = rho
@@ -146,54 +151,64 @@ class SharpnessMonitor(Callback):
         self.adaptive = adaptive
         self.worst_case = worst_case
         self.average_case = average_case
+        self.gradient_curvature = gradient_curvature
         self.seed = seed
         self.prog_bar = prog_bar
-        self._batches: list[Any] = []
         self._vector: Tensor | None = None
-        self._measured = False
+        self._before_step: tuple[Tensor, Tensor] | None = None
         self._warned = False
         self._last_step: int | None = None
         self._loaded_step: int | None = None
 
+    @property
+    @override
+    def state_key(self) -> str:
+        return f"SharpnessMonitor[name={self.name}, mode={self.mode}]"
+
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
         check_probe(pl_module, trainer, self.loss_fn, "SharpnessMonitor", curvature=True)
-        self._batches, self._vector, self._measured = [], None, False
-        if not isinstance(self.probe_batches, int):
-            with undisturbed(trainer, pl_module):  # A module may augment what it moves.
-                self._batches = [batch_on_device(trainer, pl_module, batch) for batch in self.probe_batches]
+        self._vector = self._before_step = None
+        self._probe.begin(trainer, pl_module)
         self._last_step, self._loaded_step = self._loaded_step, None
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if isinstance(self.probe_batches, int) and self.probe_batches > trainer.num_training_batches:
-            raise ValueError(
-                f"SharpnessMonitor: `probe_batches` is {self.probe_batches}, but an epoch has only"
-                f" {trainer.num_training_batches} training batches."
-            )
+        self._probe.check_length(trainer)
 
     @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if isinstance(self.probe_batches, int) and len(self._batches) < self.probe_batches:
-            self._batches.append(copy_of(batch))
-        if self._ready() and self.cadence.is_overdue(trainer, self._last_step):
+        self._probe.take(batch)
+        if self._probe.ready and self.cadence.is_overdue(trainer, self._last_step):
             self._measure(trainer, pl_module, steps_logged(trainer))
-            if self._ready():
+            if self._probe.ready:
                 self._last_step = steps_logged(trainer)
 
     @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._before_step is not None and not is_accumulating(trainer):
+            (vector, before), self._before_step = self._before_step, None
+            step = _flat(pl_module, before.dtype).sub_(before)
+            self._log(trainer, {"sharpness/step_alignment": cosine(step, vector).abs()})
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._ready() and self.cadence.measures_epoch_end(trainer):
+        if self._probe.ready and self.cadence.measures_epoch_end(trainer):
             # The step under which Lightning logs what belongs to the epoch that has ended.
             self._measure(trainer, pl_module, steps_logged(trainer) - 1)
-        if not self._ready() and not self._warned:
+        if not self._probe.ready and not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"SharpnessMonitor: nothing is measured yet. `probe_batches` is {self.probe_batches}, and the epoch had"
-                f" only {len(self._batches)} batches with a loss. The next epoch's are taken too, if there is one."
+                f"SharpnessMonitor: nothing is measured yet. {self._probe.missing}. The next epoch's are taken too, if"
+                " there is one."
             )
+        super().on_train_epoch_end(trainer, pl_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -203,31 +218,25 @@ class SharpnessMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded_step = state_dict["last_step"]
 
-    def _ready(self) -> bool:
-        """Whether all batches are there. Their number is the same on all processes, so all measure together."""
-        return not isinstance(self.probe_batches, int) or len(self._batches) == self.probe_batches
-
     def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
-        if self.loss_fn is None and not all(having := self._with_a_loss(trainer, module)):
-            waits = isinstance(self.probe_batches, int) and not self._measured
-            if waits:
-                self._batches = [batch for batch, has in zip(self._batches, having, strict=True) if has]
-            rank_zero_warn(
-                f"SharpnessMonitor: {type(module).__name__}.training_step returns None for a probe batch. "
-                + ("The next training batch takes its place." if waits else "This measurement is left out.")
-            )
+        if self.loss_fn is None and not self._probe.have_losses(trainer, module):
             return
-        self._measured = True
         with mean_loss(
-            trainer, module, self._batches, self.loss_fn, self.samples_fn, self.mode, "SharpnessMonitor"
+            trainer, module, self._probe.batches, self.loss_fn, self.samples_fn, self.mode, "SharpnessMonitor"
         ) as loss:
             hessian = Hessian(**loss, dtype=self.dtype)
-            row = self._curvature(hessian, self.seed + trainer.global_step if self.track else self.seed)
-            row["sharpness/ascent_gap"] = self._ascent_gap(trainer, module, hessian)  # It invalidates the graph.
+            row, top = self._curvature(hessian, self.seed + trainer.global_step if self.track else self.seed)
+            if hessian.finer is not None and top.vector.dtype == hessian.finer.dtype:
+                hessian = hessian.finer
+            row |= self._along_gradient(hessian, row)
+            row |= self._ascent(trainer, module, hessian, top)
             row |= self._neighborhood(hessian)
-        log_now(trainer, row, step=step, prog_bar=self.shown if self.prog_bar else None)
+        if (lr := largest_lr(trainer)) > 0:
+            row["sharpness/two_over_lr"] = 2 / lr
+        self._before_step = (top.vector, _flat(module, top.vector.dtype))
+        self._log(trainer, row, step=step, prog_bar=self.prog_bar)
 
-    def _curvature(self, hessian: Hessian, seed: int) -> dict[str, float]:
+    def _curvature(self, hessian: Hessian, seed: int) -> tuple[dict[str, float], TopEigenvalue]:
         """The eigenvalues, and what is known of their errors."""
         options = (self.tolerance, self.both_ends, self.max_products, seed)
         top = extreme_eigenvalues(hessian, *options, self._vector, self.confident)
@@ -251,10 +260,48 @@ class SharpnessMonitor(Callback):
             if not result.converged:
                 rank_zero_warn(
                     "SharpnessMonitor: a measurement has not converged, or is not finite; it is logged with"
-                    f" sharpness/converged = 0. `max_products` is {self.max_products}, `tolerance` {self.tolerance:g}:"
-                    f" {reason(result, self.tolerance)}"
+                    f" {self._named('sharpness/converged')} = 0. `max_products` is {self.max_products}, `tolerance`"
+                    f" {self.tolerance:g}: {reason(result, self.tolerance)}"
                 )
-        return row
+        return row, top
+
+    def _along_gradient(self, hessian: Hessian, row: Mapping[str, float]) -> dict[str, float]:
+        """g'Hg / g'g, and whether all of the row has converged."""
+        if not self.gradient_curvature:
+            return {}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "gradient_curvature: the value is")
+            along = gradient_curvature(hessian, tolerance=self.tolerance)
+        rounded = along.rounding > self.tolerance * abs(along.value)
+        if rounded:
+            rank_zero_warn(
+                f"SharpnessMonitor: g'Hg / g'g is {along.value:.4g}, and its error by rounding may be"
+                f" {along.rounding:.2g}; it is logged with {self._named('sharpness/converged')} = 0. Measure with"
+                ' `dtype="float64"`, or "auto".'
+            )
+        return {
+            "sharpness/gradient_curvature": along.value,
+            "sharpness/hvps": row["sharpness/hvps"] + along.hvps,
+            "sharpness/converged": row["sharpness/converged"] * (not rounded),
+        }
+
+    def _ascent(
+        self, trainer: pl.Trainer, module: pl.LightningModule, hessian: Hessian, top: TopEigenvalue
+    ) -> dict[str, float]:
+        """What the loss does on the way to w + e, and where e points."""
+        rule, radius_of = ascent(trainer, module, self.rho)
+        radii = None if radius_of is None else [radius_of.get(param, 0.0) for param in hessian.params]
+        before, gradient = hessian.loss_and_gradient()
+        weights = hessian.weights()
+        with rule.perturbed(hessian.params, hessian.split(gradient), radii):  # It invalidates the graph.
+            e = hessian.weights().sub_(weights)
+            gap = hessian.loss() - before
+        slope, square = dots([gradient, e], e).tolist()
+        return {
+            "sharpness/ascent_gap": gap,
+            "sharpness/ascent_curvature": 2 * (gap - slope) / square if square else math.nan,
+            "sharpness/ascent_alignment": cosine(e, top.vector).abs().item(),
+        }
 
     def _neighborhood(self, hessian: Hessian) -> dict[str, float]:
         """How much the loss rises around the weights, in units of the weights."""
@@ -266,33 +313,7 @@ class SharpnessMonitor(Callback):
             row["sharpness/average_case"] = average.value
         return row
 
-    def _with_a_loss(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[bool]:
-        """For which batches the training step returns one, on all processes. Lightning allows None."""
-        missing = []
-        with undisturbed(trainer, module) as rewind:
-            for batch in self._batches:
-                rewind()
-                with torch.enable_grad(), full_precision(trainer, module):
-                    missing.append(training_loss(module, copy_of(batch), 0) is None)
-        missing_anywhere = trainer.strategy.reduce(
-            torch.tensor(missing, dtype=torch.float32, device=module.device), reduce_op="sum"
-        )
-        return [processes == 0 for processes in missing_anywhere.tolist()]
 
-    def _ascent_gap(self, trainer: pl.Trainer, module: pl.LightningModule, hessian: Hessian) -> float:
-        """L(w + e) - L(w)."""
-        grads = hessian.split(hessian.gradient())
-        before = hessian.loss()
-        rule: Rule = SAM(0.05 if self.rho is None else self.rho)
-        own = getattr(module, "sam", None)
-        radii = None
-        if self.rho is None and isinstance(own, Rule):
-            if not (own.ahead or own.perturbation.stateful):
-                rule = own
-            radius_of: dict[Tensor, float] = {}
-            for optimizer in trainer.optimizers:
-                at = progress_of(trainer, trainer.global_step, optimizer)
-                radius_of |= radii_of(optimizer, value(own.rho, at))
-            radii = [radius_of.get(param, 0.0) for param in hessian.params]
-        with rule.perturbed(hessian.params, grads, radii):
-            return hessian.loss() - before
+def _flat(module: pl.LightningModule, dtype: torch.dtype) -> Tensor:
+    """A copy of the trained weights as one vector, in the order of the Hessian's rows."""
+    return torch.cat([param.detach().reshape(-1).to(dtype) for param in module.parameters() if param.requires_grad])

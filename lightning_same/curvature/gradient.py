@@ -102,4 +102,5 @@ def _relative_rounding(hessian: LossOperator, gradient: Tensor) -> float:
         _, exact = hessian.in_float64().loss_and_gradient()
     except Float64Error:
         return math.nan
-    return float((gradient - exact).norm() / gradient.norm())
+    relative = (gradient - exact).norm() / gradient.norm()
+    return float(hessian.mean_over_processes(relative.reshape(1)))

@@ -17,10 +17,12 @@ class Graph(NamedTuple):
     """The gradient of one batch, with its history.
 
     Attributes:
+        loss: the loss of the batch.
         leaves: the tensors that the loss is derived by, one for each parameter.
         grads: the gradient in their shapes.
     """
 
+    loss: Tensor
     leaves: Sequence[Tensor]
     grads: Sequence[Tensor]
 
@@ -58,7 +60,7 @@ class Hessian(MeanLoss):
             leading dimension of the batch's tensors; 1 without ``batches``.
         reduce: returns the sum over processes of a flat tensor, as an all-reduce does. Called once by the constructor
             with two numbers, then once per product with the whole product, however many batches there are: processes
-            may hold different numbers of batches, or none.
+            may hold different numbers of batches, or none. In float64 it is called with one number more per product.
         dtype: "float64" measures the model as if its parameters, buffers and batches were in float64, by copies: the
             model stays as it is, and loss_fn need not know. Takes twice the time on most CPUs, and up to 64 times on
             GPUs made for graphics. "auto" measures in the model's dtype, and once more in float64 where rounding
@@ -159,9 +161,18 @@ class Hessian(MeanLoss):
         """The flat gradient of the mean loss, over all batches and processes."""
         return self._mean(lambda graph: graph.grads)
 
+    @override
+    def loss_and_gradient(self) -> tuple[float, Tensor]:
+        """The mean loss and its flat gradient; of the graph, where there is one for all products, at no pass."""
+        if self._graph is None:
+            return super().loss_and_gradient()
+        with self._of_all_processes():  # of which others may have several batches, and no graph
+            total = self._flat([self._graph.loss, *self._graph.grads]).mul_(self._weights[0])
+        return self._summed(total)
+
     def _mean(self, derivative: Callable[[Graph], Sequence[Tensor]]) -> Tensor:
         """Mean over samples of ``derivative(graph of a batch)``; one sum over processes, at the end."""
-        with self._differentiable():
+        with self._of_all_processes(), self._differentiable():
             total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
             for loss_fn, weight in zip(self._losses, self._weights, strict=True):
                 total.add_(self._flat(derivative(self._graph_of(loss_fn))), alpha=weight)
@@ -172,7 +183,7 @@ class Hessian(MeanLoss):
             return self._graph
         loss, leaves = self._forward(loss_fn)
         grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
-        graph = Graph(leaves, grads)
+        graph = Graph(loss.detach(), leaves, grads)
         if len(self._losses) == 1:
             self._graph = graph
         return graph

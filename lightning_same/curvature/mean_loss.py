@@ -82,7 +82,7 @@ class MeanLoss:
 
     def loss(self) -> float:
         """The mean loss at the present weights, over all batches and processes, by a forward of its own."""
-        with self._differentiable(), torch.no_grad():
+        with self._of_all_processes(), self._differentiable(), torch.no_grad():
             total = torch.zeros(1, dtype=scalar_dtype(self.device), device=self.device)
             for loss_fn, weight in zip(self._losses, self._weights, strict=True):
                 total += weight * self._forward(loss_fn).loss
@@ -90,12 +90,16 @@ class MeanLoss:
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """The mean loss and its flat gradient at the present weights, by one forward-backward pass of their own."""
-        with self._differentiable():
+        with self._of_all_processes(), self._differentiable():
             total = torch.zeros(1 + self.size, dtype=self.dtype, device=self.device)
             for loss_fn, weight in zip(self._losses, self._weights, strict=True):
                 loss, leaves = self._forward(loss_fn)
                 grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
                 total.add_(self._flat([loss, *grads]), alpha=weight)
+        return self._summed(total)
+
+    def _summed(self, total: Tensor) -> tuple[float, Tensor]:
+        """The loss and the gradient of all processes, from those of this one."""
         total = total if self._sum is None else self._sum(total)
         return total[0].item(), total[1:]
 
@@ -150,6 +154,23 @@ class MeanLoss:
         if self._functions is None and torch.is_grad_enabled():
             self._functions = custom_functions(loss)
         return Forward(loss, leaves)
+
+    @contextmanager
+    def _of_all_processes(self) -> Iterator[None]:
+        """What cannot be had in float64 on one process is an error on all, none of which waits for its summand then."""
+        if self._sum is None or not self._copies:
+            yield
+            return
+        failure = None
+        try:
+            yield
+        except Float64Error as error:
+            failure = error
+        failures = self._sum(torch.tensor([float(failure is not None)], device=self.device)).item()
+        if failure is not None:
+            raise failure
+        if failures:
+            raise Float64Error("Hessian: on another process the loss cannot be had in float64.")
 
     @contextmanager
     def _differentiable(self) -> Iterator[None]:

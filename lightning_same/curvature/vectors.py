@@ -34,6 +34,15 @@ def dots(vectors: Sequence[Tensor], vector: Tensor) -> Tensor:
     return total
 
 
+def cosine(one: Tensor, other: Tensor) -> Tensor:
+    """The cosine of the angle between two flat vectors, from -1 to 1; NaN where one of them is zero."""
+    other = other.to(one)
+    (squared, product), (square,) = dots([one, other], one), dots([other], other)
+    # The product of the squares would underflow before the vectors do.
+    found: Tensor = product / squared.sqrt() / square.sqrt()
+    return found.clamp(-1, 1)
+
+
 class Mean(NamedTuple):
     """A mean with its confidence interval."""
 

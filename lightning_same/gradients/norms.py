@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_same.gradients.checkpoints import check_aligned, compared
+from lightning_same.gradients.checkpoints import CheckpointFractions, check_aligned, compared
 from lightning_same.gradients.sharding import sum_over_shards
 from lightning_same.gradients.tensors import at_least_float32, inverse, joined, pieces
 
@@ -79,6 +79,24 @@ def norms_of(sums: Tensor, scale: Tensor | None = None) -> GradientNorms:
     if scale is not None:
         norms = [norm / scale for norm in norms]
     return GradientNorms._make([*norms, cosine])
+
+
+def squared_shares(sums: Tensor) -> CheckpointFractions:
+    """The share of ||s||^2 in each checkpoint, which weighs an element by what it adds to the step.
+
+    Args:
+        sums: shape (7,), as `sums_of_squares` returns them.
+
+    Returns:
+        The shares of the checkpoints and of the rest, which sum to 1; all of it is rest where s = 0.
+
+    Example:
+        >>> sums = sums_of_squares([torch.tensor([1.0, 1.0, 0.0])], [torch.tensor([3.0, -0.5, 0.0])])
+        >>> [round(share.item(), 4) for share in squared_shares(sums)]
+        [0.973, 0.0, 0.0, 0.027, 0.0]
+    """
+    by_ckpt = sums[2:6] * inverse(sums[1])
+    return CheckpointFractions._make([*by_ckpt.unbind(), (1 - by_ckpt.sum()).clamp(min=0)])
 
 
 @torch.no_grad()

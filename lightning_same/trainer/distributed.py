@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -67,3 +68,38 @@ def start_mean(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         return [means[index] for index in range(len(shapes))]
 
     return finish
+
+
+@torch.no_grad()
+def take_buffers_of_rank_zero(trainer: pl.Trainer, module: nn.Module) -> None:
+    """Write the buffers of rank zero into the module, which are what a checkpoint file holds.
+
+    Every process has running statistics of its own batches. Where the buffers of some process have other names, shapes
+    or dtypes, nothing is written, and a warning is given.
+    """
+    if trainer.world_size == 1:
+        return
+    buffers = {name: buffer for name, buffer in module.named_buffers() if _can_be_written(buffer)}
+    described = [(name, tuple(buffer.shape), str(buffer.dtype)) for name, buffer in buffers.items()]
+    of_first = trainer.strategy.broadcast(described, src=0)
+    differs = torch.tensor(float(of_first != described), device=trainer.strategy.root_device)
+    if trainer.strategy.reduce(differs, reduce_op="sum").item():
+        rank_zero_warn(
+            f"{type(module).__name__} has buffers of other names, shapes or dtypes on another process. Each process"
+            " measures with its own."
+        )
+        return
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for buffer in buffers.values():
+        kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+    for alike in kinds.values():
+        flat = torch.cat([buffer.reshape(-1) for buffer in alike])
+        distributed.broadcast(flat, src=0)
+        for buffer, part in zip(alike, torch.split(flat, [buffer.numel() for buffer in alike]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+def _can_be_written(buffer: Tensor) -> bool:
+    """Whether a buffer is a state: no result of a forward, and no view that holds an element at several places."""
+    state = not (nn.parameter.is_lazy(buffer) or buffer.is_inference()) and buffer.grad_fn is None
+    return state and buffer.layout == torch.strided and (buffer.is_contiguous() or 0 not in buffer.stride())

@@ -34,6 +34,12 @@ def lr_ratio(optimizer: Optimizer) -> float:
     return lr / peak if peak else 0.0
 
 
+def largest_lr(trainer: pl.Trainer) -> float:
+    """The largest learning rate of all optimizers and parameter groups; 0 if none has any."""
+    rates = [float(group.get("lr", 0.0)) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    return max(rates, default=0.0)
+
+
 def progress_of(trainer: pl.Trainer, step: int, optimizer: Optimizer) -> Progress:
     """How far training has come when step ``step`` of an optimizer begins."""
     return Progress(step, trainer.current_epoch, total_steps(trainer), lr_ratio(optimizer))

@@ -49,7 +49,8 @@ def test_it_logs_the_norms_of_the_step(rule: Any, accumulate: int) -> None:
     expected = by_hand(rule or SAM(0.3), accumulate, two_pass=rule is not None)
     module = build(Plain) if rule is None else with_sam(build(Plain), rule)
     rows = rows_of(module, GradientNormMonitor(rho=0.3), accumulate_grad_batches=accumulate, max_epochs=1)
-    assert [row for _, row in rows] == [pytest.approx(each, rel=2e-5) for each in expected]
+    # The share of the rest is what the others leave of 1, to rounding.
+    assert [row for _, row in rows] == [pytest.approx(each, rel=2e-5, abs=1e-7) for each in expected]
     assert [step for step, _ in rows] == list(range(6 // accumulate))
 
 

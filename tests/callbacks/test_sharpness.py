@@ -218,7 +218,6 @@ def test_other_callbacks_can_monitor_it(tmp_path: Path) -> None:
         ({"every_n_steps": 1, "every_n_epochs": 1}, "either `every_n_steps` or `every_n_epochs`"),
         ({"max_products": 0}, "`max_products` must be a whole number >= 1"),
         ({"probe_batches": 0}, "`probe_batches` must be a whole number >= 1"),
-        ({"probe_batches": []}, "`probe_batches` holds no batch"),
         ({"rho": 0}, "`rho` must be a finite number > 0"),
         ({"tolerance": math.nan}, "`tolerance` must be a finite number > 0"),
         ({"mode": "test"}, '`mode` must be "eval" or "train"'),

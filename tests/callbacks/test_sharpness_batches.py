@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from support.fits import fit
 from support.nets import Plain, build
 from support.sharpness import TOP, exact, measured
 from torch.utils.data import DataLoader, IterableDataset
@@ -76,6 +77,26 @@ def test_given_batches_go_the_way_of_the_training_batches() -> None:
     taken, told = (measured(build(Tenfold), SharpnessMonitor(probe_batches=each)) for each in (1, [given]))
     assert told[0] == taken[0]
     assert told[0][TOP] == pytest.approx(exact(build(Plain), [10 * given[0], given[1]])[-1].item(), rel=1e-3)
+
+
+def test_there_must_be_a_batch() -> None:
+    with pytest.raises(ValueError, match="SharpnessMonitor: `probe_batches` holds no batch"):
+        measured(build(Plain), SharpnessMonitor(probe_batches=[]))
+
+
+@pytest.mark.parametrize("run", [True, 2])
+def test_a_run_of_few_batches_measures_on_these(run: bool | int) -> None:
+    monitor = SharpnessMonitor(probe_batches=4)
+    made = fit(build(Plain), callbacks=[monitor], fast_dev_run=run)
+    batches = list(build(Plain).train_dataloader())[: int(run)]
+    module = build(Plain)
+    optimizer = module.configure_optimizers()
+    for batch in batches[:-1]:
+        optimizer.zero_grad()
+        module.training_step(batch, 0).backward()
+        optimizer.step()
+    expected = exact(module, [torch.cat(parts) for parts in zip(*batches, strict=True)])[-1].item()
+    assert made.callback_metrics[TOP] == pytest.approx(expected, rel=1e-3)
 
 
 def test_an_epoch_must_hold_the_batches() -> None:

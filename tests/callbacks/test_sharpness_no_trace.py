@@ -20,8 +20,8 @@ from lightning_same import SAM, MomentumSAM, SharpnessMonitor, with_sam
 
 
 def without_own(seen: dict[str, Any]) -> dict[str, Any]:
-    seen["rows"] = [(step, row) for step, row in seen["rows"] if TOP not in row]
-    seen["metrics"] = {k: v for k, v in seen["metrics"].items() if k not in KEYS}
+    seen["rows"] = [(step, row) for step, row in seen["rows"] if not any(key.startswith("sharpness/") for key in row)]
+    seen["metrics"] = {k: v for k, v in seen["metrics"].items() if not k.startswith("sharpness/")}
     if seen["checkpoint file"] is not None:
         states = seen["checkpoint file"]["callbacks"]
         seen["checkpoint file"]["callbacks"] = {k: v for k, v in states.items() if "Sharpness" not in k}
@@ -118,8 +118,9 @@ def test_two_processes_measure_what_one_does(ranks: dict[int, Ranks], measure: A
     first, second = ranks[2].run(measure)
     assert first[0] == second[0]
     assert first[0] == pytest.approx(measure()[0], rel=1e-8, abs=1e-8)
-    # One all-reduce for each product and one for the gradient; DDP's own go elsewhere.
-    assert first[2] == -first[1]
+    # One all-reduce for each product; the gradient goes with the loss, and DDP's own go elsewhere.
+    assert first[1] > 0
+    assert first[2] == 0
 
 
 def test_to_move_given_batches_disturbs_nothing() -> None:

@@ -14,6 +14,7 @@ GROUPS = ("ckpt1", "ckpt2", "ckpt3", "ckpt4")
 
 
 NORMS = [f"grad_norm/{name}" for name in ("base", "perturbed", *GROUPS)] + ["grad_cosine"]
+NORMS += [f"grad_share/{name}" for name in (*GROUPS, "rest")]
 
 
 STEP = ["grad_norm/step", "weight_norm"]
@@ -22,7 +23,7 @@ STEP = ["grad_norm/step", "weight_norm"]
 MONITORS = (CheckpointFractionMonitor, GradientNormMonitor)
 
 
-OWN = ("ckpt_", "grad_norm", "grad_cosine", "weight_norm")
+OWN = ("ckpt_", "grad_norm", "grad_cosine", "grad_share", "weight_norm")
 
 
 def rows_of(module: Any, *monitors: GradientMonitor, **options: Any) -> list[tuple[int, dict[str, float]]]:
@@ -48,7 +49,9 @@ def measured(params: Any, g: Any, s: Any, d: Any) -> dict[str, float]:
     larger = np.abs(s) > np.abs(g)
     smaller = np.abs(s) < np.abs(g)
     masks = [(g * s > 0) & larger, (g * s > 0) & smaller, (g * s < 0) & larger, (g * s < 0) & smaller]
-    values = [norm(g), norm(s), *(norm(s[mask]) for mask in masks), g @ s / (norm(g) * norm(s)), norm(d), norm(w)]
+    shares = [norm(s[mask]) ** 2 / norm(s) ** 2 for mask in [*masks, ~np.any(masks, axis=0)]]
+    values = [norm(g), norm(s), *(norm(s[mask]) for mask in masks), g @ s / (norm(g) * norm(s))]
+    values += [*shares, norm(d), norm(w)]
     return dict(zip(NORMS + STEP, values, strict=True))
 
 

@@ -25,8 +25,13 @@ class Ranks:
         self.world_size = world_size
         self._workers: list[tuple[Any, Connection]] = []
 
-    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, patience: float = PATIENCE) -> list[Any]:
         """Call a module-level function on every rank.
+
+        Args:
+            function: pickled by its name.
+            *args: pickled.
+            patience: seconds that it may take on all ranks.
 
         Returns:
             What each rank returned.
@@ -41,8 +46,8 @@ class Ranks:
         results, errors = [], []
         for rank, (_, pipe) in enumerate(self._workers):
             try:
-                if not pipe.poll(PATIENCE):
-                    raise EOFError(f"no answer in {PATIENCE} s")
+                if not pipe.poll(patience):
+                    raise EOFError(f"no answer in {patience} s")
                 good, result = pickle.loads(pipe.recv_bytes())
             except EOFError as error:
                 good, result = False, repr(error)

@@ -21,11 +21,14 @@ KEYS = [
         "hvps",
         "converged",
         "ascent_gap",
+        "ascent_curvature",
+        "ascent_alignment",
+        "two_over_lr",
     )
 ]
 
 
-TOP, GAP = KEYS[0], KEYS[-1]
+TOP, GAP = KEYS[0], "sharpness/ascent_gap"
 
 
 def measured(module: Any, monitor: SharpnessMonitor, **options: Any) -> dict[int, dict[str, float]]:

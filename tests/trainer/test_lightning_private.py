@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
 
@@ -24,6 +24,13 @@ PRIVATE: dict[str, tuple[str, Callable[[pl.Trainer], object]]] = {
     "_logged_metrics": (SEEN, lambda trainer: trainer._logger_connector._logged_metrics),
     "_progress_bar_metrics": (SEEN, lambda trainer: trainer._logger_connector._progress_bar_metrics),
     "_results": (SEEN, lambda trainer: trainer.fit_loop.epoch_loop._results),
+    "_check_on_train_epoch_end": (SEEN, lambda trainer: EarlyStopping("loss")._check_on_train_epoch_end),
+    "_every_n_train_steps": (SEEN, lambda trainer: ModelCheckpoint()._every_n_train_steps),
+    "_every_n_epochs": (SEEN, lambda trainer: ModelCheckpoint()._every_n_epochs),
+    "_should_save_on_train_epoch_end": (
+        SEEN,
+        lambda trainer: ModelCheckpoint()._should_save_on_train_epoch_end(trainer),
+    ),
     "_on_before_batch_transfer": (SEEN, lambda trainer: trainer.lightning_module._on_before_batch_transfer(0)),
 }
 """By name: the versions of Lightning in which it was seen, and how it is used."""

@@ -44,7 +44,9 @@ def sgd(params: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
-@pytest.mark.parametrize("optimizer", [sgd, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "optimizer", [sgd, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam], ids=lambda kind: kind.__name__
+)
 def test_torchs_optimizers_have_one(optimizer: Callable[..., torch.optim.Optimizer]) -> None:
     module = with_sam(build(With, optimizer), MomentumSAM(0.3))
     fit(module, max_epochs=1)
