@@ -155,7 +155,7 @@ class SharpnessMonitor(Monitor):
         self.seed = seed
         self.prog_bar = prog_bar
         self._vector: Tensor | None = None
-        self._before_step: tuple[Tensor, Tensor] | None = None
+        self._before_step: tuple[Tensor, list[Tensor], Tensor] | None = None
         self._warned = False
         self._last_step: int | None = None
         self._loaded_step: int | None = None
@@ -192,8 +192,8 @@ class SharpnessMonitor(Monitor):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._before_step is not None and not is_accumulating(trainer):
-            (vector, before), self._before_step = self._before_step, None
-            step = _flat(pl_module, before.dtype).sub_(before)
+            (vector, params, before), self._before_step = self._before_step, None
+            step = _flat(params, before.dtype).sub_(before)
             self._log(trainer, {"sharpness/step_alignment": cosine(step, vector).abs()})
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -233,7 +233,9 @@ class SharpnessMonitor(Monitor):
             row |= self._neighborhood(hessian)
         if (lr := largest_lr(trainer)) > 0:
             row["sharpness/two_over_lr"] = 2 / lr
-        self._before_step = (top.vector, _flat(module, top.vector.dtype))
+        # These parameters, also if the step freezes or unfreezes some.
+        params: list[Tensor] = [param for param in module.parameters() if param.requires_grad]
+        self._before_step = (top.vector, params, _flat(params, top.vector.dtype))
         self._log(trainer, row, step=step, prog_bar=self.prog_bar)
 
     def _curvature(self, hessian: Hessian, seed: int) -> tuple[dict[str, float], TopEigenvalue]:
@@ -314,6 +316,6 @@ class SharpnessMonitor(Monitor):
         return row
 
 
-def _flat(module: pl.LightningModule, dtype: torch.dtype) -> Tensor:
-    """A copy of the trained weights as one vector, in the order of the Hessian's rows."""
-    return torch.cat([param.detach().reshape(-1).to(dtype) for param in module.parameters() if param.requires_grad])
+def _flat(params: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """A copy of the weights as one vector, in the order of the Hessian's rows."""
+    return torch.cat([param.detach().reshape(-1).to(dtype) for param in params])

@@ -153,9 +153,10 @@ class Distributed(Member):
 
     def test_on_two_processes(self, ranks: dict[int, Ranks]) -> None:
         kind = type(self)
+        # Made here first, where a library that is missing skips the test. A shared parameter has one name.
+        names = dict(built(self.make).named_parameters()).keys()
         expected = ranks[2].run(on_a_rank, kind, "plain")
-        # One that several modules share has several names in the state_dict, of which this is the first.
-        assert expected[0]["weights"].keys() == dict(built(self.make).named_parameters()).keys()
+        assert expected[0]["weights"].keys() == names
         for other in ("forced", *MONITORS):
             assert differences(expected, ranks[2].run(on_a_rank, kind, other)) == [], other
         one, two = ranks[2].run(on_a_rank, kind, "sam")
