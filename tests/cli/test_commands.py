@@ -34,6 +34,7 @@ HEAVY = {
         "import lightning_same",
         "from lightning_same.__main__ import main; main(['--help'])",
         "from lightning_same.__main__ import main\ntry: main(['plot', '--help'])\nexcept SystemExit: pass",
+        "from lightning_same.__main__ import main\ntry: main(['study', '--help'])\nexcept SystemExit: pass",
     ],
 )
 def test_what_needs_no_torch_starts_without_it(code: str) -> None:

@@ -1,10 +1,9 @@
-"""The command ``lightning-same study``."""
+"""What ``lightning-same study`` does."""
 
 import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from lightning_same.cli.errors import INTERRUPTED, one_line, say, told
-from lightning_same.cli.plot import Parser
 from lightning_same.experiments.study.check import check_directory, check_names, check_room, check_runs
 from lightning_same.experiments.study.errors import StudyError
 from lightning_same.experiments.study.interrupts import Interrupts
+from lightning_same.experiments.study.options import COMMAND
 from lightning_same.experiments.study.outcome import finished, state
 from lightning_same.experiments.study.plan import PLAN, RUNS, Run, Study
 from lightning_same.experiments.study.progress import StudyProgress
@@ -24,22 +23,17 @@ from lightning_same.experiments.study.run import disk_is_full, perform
 from lightning_same.experiments.study.workers import end_all, run_all
 from lightning_same.experiments.study.writing import remove_parts, write_atomically
 
-COMMAND = "lightning-same study"
 
-MAX_JOBS = 256
-
-
-def main(args: Sequence[str]) -> None:
+def execute(options: argparse.Namespace) -> None:
     """Run a study, or report on one.
 
     Args:
-        args: what follows ``lightning-same study``.
+        options: of `options.parsed`.
 
     Raises:
         SystemExit: 2 for bad input, 1 if a run failed, 130 if interrupted, 70 for an error that nobody foresaw; the
             message is one line on the error stream.
     """
-    options = _options(args)
     with told(COMMAND):
         if options.command == "report":
             directory = Path(options.directory)
@@ -53,27 +47,6 @@ def main(args: Sequence[str]) -> None:
             if not disk_is_full(error, directory):
                 raise
             raise StudyError(_full(directory)) from error
-
-
-def _options(args: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog=COMMAND, description="Train methods x seeds x swept options, and report on them.")
-    parser.add_argument("command", nargs="?", choices=["report"], help="report DIR: the report of what is finished.")
-    parser.add_argument("directory", nargs="?", help="The results directory that `report` reads.")
-    parser.add_argument("-c", "--config", help="The study's YAML file; docs/study.md describes it.")
-    parser.add_argument("--results", metavar="DIR", help="Where the results go; by default runs/NAME.")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="Runs at a time; 1 by default.")
-    parser.add_argument("--run", metavar="NAME", help="Only this run, in this process, and no report.")
-    parser.add_argument("--dry-run", action="store_true", help="Check everything, and list the runs that are left.")
-    parser.add_argument("--print-commands", action="store_true", help="Print one command per unfinished run.")
-    options = parser.parse_args(list(args))
-    if (options.command is None) != (options.directory is None):
-        parser.error("`report` needs the results directory: lightning-same study report DIR")
-    if options.command is None and options.config is None:
-        parser.error("give the study: --config configs/studies/digits.yaml, or `report DIR`")
-    if not 1 <= options.jobs <= MAX_JOBS:
-        bound = "at least 1" if options.jobs < 1 else f"at most {MAX_JOBS}"
-        parser.error(f"--jobs must be {bound}, got {options.jobs}")
-    return options
 
 
 def _study(study: Study, directory: Path, options: argparse.Namespace) -> None:
