@@ -1,7 +1,10 @@
 """The public names, and where they are: `__init__.py` loads each when it is first used."""
 
 from .classifier import ImageClassifier
-from .data import CIFAR10Data, CIFAR100Data, DigitsData, FashionMNISTData, NoisyImageData
+from .data.cifar import CIFAR10Data, CIFAR100Data
+from .data.digits import DigitsData
+from .data.fashion_mnist import FashionMNISTData
+from .data.noisy_images import NoisyImageData
 from .images import Batch
 from .models import ResNet18, ResNet34, SmallCNN, ViTTiny, WideResNet
 from .noise import (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_same.experiments import CIFAR10Data, DigitsData, FashionMNISTData, NoisyImageData, symmetric_noise
-from lightning_same.experiments.data import FashionMNIST
+from lightning_same.experiments.data.fashion_mnist import FashionMNIST
 from lightning_same.experiments.images import Images, read_idx
 
 

@@ -20,7 +20,7 @@ def test_a_failed_download_says_how_to_get_the_files(
         raise OSError("no route to host")
 
     monkeypatch.setattr(kind, "source", staticmethod(offline), raising=False)
-    monkeypatch.setattr("lightning_same.experiments.data.FashionMNIST", offline)
+    monkeypatch.setattr("lightning_same.experiments.data.fashion_mnist.FashionMNIST", offline)
     with pytest.raises(
         RuntimeError, match=r"the data set is not in '.*' and could not be downloaded \(no route .* there"
     ):
@@ -78,7 +78,7 @@ def test_fashion_mnist_is_read_where_it_lies(idx_folder: Path, found_by: str, mo
 
 def test_missing_fashion_mnist_is_downloaded_to_data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, bool]] = []
-    source = "lightning_same.experiments.data.FashionMNIST"
+    source = "lightning_same.experiments.data.fashion_mnist.FashionMNIST"
     monkeypatch.setattr(source, lambda root, download: asked.append((root, download)))
     FashionMNISTData(data_dir=str(tmp_path)).prepare_data()
     assert asked == [(str(tmp_path), True)]

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from lightning_same.cli.errors import one_line, root
 from lightning_same.cli.fit import SAMCLI, explained
-from lightning_same.experiments.data import NoisyImageData
+from lightning_same.experiments.data.noisy_images import NoisyImageData
 from lightning_same.experiments.study.errors import StudyError
 from lightning_same.experiments.study.identity import encode
 from lightning_same.experiments.study.outcome import state

@@ -1,0 +1,1 @@
+"""Image data whose training labels are partly wrong, one file for each data set."""
