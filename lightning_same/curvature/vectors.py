@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_same.gradients.tensors import ACCELERATOR_PIECE, PIECE
+from lightning_same.gradients.pieces import ACCELERATOR_PIECE, PIECE
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:

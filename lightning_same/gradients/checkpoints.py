@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_same.gradients.pieces import joined, pieces
 from lightning_same.gradients.sharding import sum_over_shards
-from lightning_same.gradients.tensors import at_least_float32, joined, pieces
+from lightning_same.gradients.tensors import at_least_float32
 
 CKPTS = (1, 2, 3, 4)
 

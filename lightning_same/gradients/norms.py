@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_same.gradients.checkpoints import CheckpointFractions, check_aligned, compared
+from lightning_same.gradients.pieces import joined, pieces
 from lightning_same.gradients.sharding import sum_over_shards
-from lightning_same.gradients.tensors import at_least_float32, inverse, joined, pieces
+from lightning_same.gradients.tensors import at_least_float32, inverse
 
 
 class GradientNorms(NamedTuple):

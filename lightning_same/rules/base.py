@@ -1,16 +1,18 @@
 """What every rule of the SAM family does. The named rules are in `sam` and `same`."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from itertools import compress
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_same.gradients.tensors import add_scaled_, by_kind
+from lightning_same.gradients.tensors import add_scaled_
 from lightning_same.rules.combinations import Combination, Perturbed
 from lightning_same.rules.perturbations import Normalized, Perturbation
+from lightning_same.rules.perturbed_weights import perturbed_weights
 from lightning_same.rules.progress import Progress
 from lightning_same.rules.schedules import Schedule, value
 from lightning_same.rules.settings import Settings, check_number
@@ -85,7 +87,6 @@ class Rule(Settings):
                     f"{type(self).__name__}: `{name}` must be a {kind.__name__}, got {getattr(self, name)!r}."
                 )
 
-    @contextmanager
     def perturbed(
         self,
         params: Sequence[Tensor],
@@ -93,7 +94,7 @@ class Rule(Settings):
         rho: Sequence[float] | None = None,
         at: Progress | None = None,
         memory: Memory | None = None,
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Hold the weights at w + e inside a ``with`` block, without a host sync.
 
         On leaving, by whatever way, the weights are copied back bit for bit; subtracting e would not be exact.
@@ -113,23 +114,7 @@ class Rule(Settings):
         at = at or Progress()
         moving, along, radii = _moving(params, grads, self.radii(len(params), rho, at))
         memory = self._memory(memory, moving).view(moving)
-        saved = memory.scratch()
-        with torch.no_grad():
-            kinds = by_kind(moving, saved)
-            for weights, copies in kinds:
-                torch._foreach_copy_(copies, weights)
-        try:
-            with torch.no_grad():
-                self._move(moving, along, radii, at, memory)
-            del grads, along  # The caller may be done with them; they are as large as the model.
-            # Autocast keeps low-precision copies of the weights until its outermost context ends.
-            torch.clear_autocast_cache()
-            yield
-        finally:
-            with torch.no_grad():
-                for weights, copies in kinds:
-                    torch._foreach_copy_(weights, copies)
-            torch.clear_autocast_cache()
+        return perturbed_weights(moving, memory.scratch(), partial(self._move, moving, along, radii, at, memory))
 
     @torch.no_grad()
     def combine_(

@@ -12,8 +12,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_same.gradients.norms import gradient_norms
+from lightning_same.gradients.pieces import by_kind, flattened
 from lightning_same.gradients.random_masks import Match, draws_of, in_ckpt, random_mask
-from lightning_same.gradients.tensors import by_kind, elementwise_, flattened, inverse
+from lightning_same.gradients.tensors import elementwise_, inverse
 from lightning_same.rules.base import Rule
 from lightning_same.rules.combinations import Combination, check_ckpts
 from lightning_same.rules.perturbations import Perturbation

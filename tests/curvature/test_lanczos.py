@@ -6,7 +6,7 @@ from support.hessians import BULK, seeded
 
 from lightning_same.curvature.lanczos import Lanczos
 from lightning_same.curvature.vectors import dots
-from lightning_same.gradients.tensors import PIECE
+from lightning_same.gradients.pieces import PIECE
 
 
 def test_lanczos_keeps_its_basis_orthonormal() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_same import checkpoint_fractions
 from lightning_same.gradients.checkpoints import split
-from lightning_same.gradients.tensors import PIECE, pieces
+from lightning_same.gradients.pieces import PIECE, pieces
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

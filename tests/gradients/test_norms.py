@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lightning_same.gradients.checkpoints import checkpoint_counts, ratio_counts
 from lightning_same.gradients.norms import GradientNorms, gradient_norms
-from lightning_same.gradients.tensors import PIECE
+from lightning_same.gradients.pieces import PIECE
 
 # Many ties: zeros, equal sizes, and ratios that lie on an edge exactly.
 VALUES = st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 4.0, 8.0, -16.0, 20.0, 1.3, -1.1, 3e-9, -5e8])

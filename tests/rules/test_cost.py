@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_same import AESAM, SAM, FriendlySAM, LookSAM, Memory, Progress, RandomGains, Rule, VaSSO
-from lightning_same.gradients import tensors
+from lightning_same.gradients import pieces, tensors
 
 TOTAL = 100
 """Steps of the training that the counted steps are of."""
@@ -141,7 +141,7 @@ def test_a_rule_needs_room_for_one_copy_of_the_weights_and_what_it_keeps(rule: R
     problem = Problem(rule, [(50_000,)] * 40, torch.float32, "contiguous")
     problem.memory.copy = lambda: lambda: None  # type: ignore[method-assign]
     size = sum(param.nbytes for param in problem.params)
-    bounded = 4 * 7 * tensors.PIECE
+    bounded = 4 * 7 * pieces.PIECE
     kept, passing = 1 + KEPT.get(type(rule), 0), PASSING.get(type(rule), 0)
     with most_bytes() as first:
         problem.step(0)
