@@ -1,11 +1,10 @@
 """The state that a forward may change: held at one moment, and put back."""
 
-import operator
 import random
 import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property, partial, singledispatch
+from functools import cached_property, lru_cache, partial, singledispatch
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
@@ -99,8 +98,8 @@ class Snapshot:
                 for name in now.keys() - unheld - held.keys():
                     del now[name]
         for container, items in self._registered:
-            if not _same_items(container, items):
-                refill(container, items)
+            container.clear()
+            container.update(items)
         if any(self._empty):
             for container in self._empty:
                 container.clear()
@@ -176,7 +175,7 @@ class Snapshot:
 
     def _hold_parameters(self, modules: Iterable[nn.Module]) -> list[tuple[Tensor, bool]]:
         """Hold the parameters that nobody else takes care of; returns which require a gradient."""
-        params = [param for module in modules for param in module._parameters.values() if param is not None]
+        params = parameters_of(modules)
         unheld = {id(param) for param in self._unheld}
         frozen = [
             param
@@ -217,15 +216,15 @@ def _(value: Tensor, snapshot: Snapshot, deep: bool) -> None:
 
 @hold.register
 def _(value: dict, snapshot: Snapshot, deep: bool) -> None:  # type: ignore[type-arg]
-    if _is_refillable(value):
+    if _is_refillable(type(value)):
         snapshot.hold_container(value, value.values(), deep)
 
 
 @hold.register(list)
 @hold.register(deque)
 @hold.register(set)
-def _(value: Any, snapshot: Snapshot, deep: bool) -> None:
-    if _is_refillable(value):
+def _(value: list[Any] | deque[Any] | set[Any], snapshot: Snapshot, deep: bool) -> None:
+    if _is_refillable(type(value)):
         snapshot.hold_container(value, value, deep)
 
 
@@ -261,9 +260,9 @@ def _(value: np.random.RandomState, snapshot: Snapshot, deep: bool) -> None:
     snapshot.undo.append(partial(value.set_state, value.get_state()))
 
 
-def parameters_of(module: nn.Module) -> list[Tensor]:
-    """As ``module.parameters()``, which spends most of its time on names; a shared one comes once for each."""
-    return [param for inner in modules_of(module) for param in inner._parameters.values() if param is not None]
+def parameters_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The parameters of modules, without those of their submodules; a shared one comes once for each."""
+    return [param for module in modules for param in module._parameters.values() if param is not None]
 
 
 def modules_of(module: nn.Module) -> Collection[nn.Module]:
@@ -278,9 +277,9 @@ def modules_of(module: nn.Module) -> Collection[nn.Module]:
     return modules.values()
 
 
-def _is_refillable(container: Any) -> bool:
+@lru_cache(maxsize=256)
+def _is_refillable(kind: type) -> bool:
     """Whether a container takes its items back; a subclass may forbid that, as the outputs of some models do."""
-    kind = type(container)
     return kind.__module__ in ("builtins", "collections") or not any(
         name in vars(cls)
         for cls in kind.__mro__
@@ -296,11 +295,6 @@ def refill(container: Any, items: Any) -> None:
         container.update(items)
     else:
         container.extend(items)
-
-
-def _same_items(container: dict[str, Any], items: dict[str, Any]) -> bool:
-    """Whether a dict still holds the same objects by the same names."""
-    return container.keys() == items.keys() and all(map(operator.is_, container.values(), items.values()))
 
 
 def _set_state(generator: torch.Generator, state: Tensor) -> None:

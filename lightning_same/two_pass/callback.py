@@ -54,7 +54,6 @@ class TwoPassCallback(Callback):
                 _log_another_rule(self._loaded.get("rule"), route.fit.module.sam)
                 route.fit.load_state_dict(self._loaded)
             announce(route.fit)
-            route.begin()
 
     @override
     def on_before_optimizer_step(
@@ -62,7 +61,7 @@ class TwoPassCallback(Callback):
     ) -> None:
         route = route_of(pl_module)
         if isinstance(route, ManualRoute):
-            route.check_first_step()
+            route.before_step()
 
     @override
     def on_train_batch_end(

@@ -35,8 +35,9 @@ def check_replay(
         losses: those of pass one.
     """
     module, trainer = step.module, step.trainer
-    reshard(modules_of(module))
-    params = list(dict.fromkeys(parameters_of(module)))
+    modules = modules_of(module)
+    reshard(modules)
+    params = list(dict.fromkeys(parameters_of(modules)))
     left = fingerprint(module)
     first = Outcome(losses, [_copy(param.grad) for param in params])
     # A copy where the gradients are views of DDP's buckets, which the replay writes to.

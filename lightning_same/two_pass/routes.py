@@ -62,10 +62,6 @@ class Route(abc.ABC):
         return 0 if self.step is None else self.step.sam_pass
 
     @abc.abstractmethod
-    def begin(self) -> None:
-        """Training begins, or goes on from a checkpoint file."""
-
-    @abc.abstractmethod
     def end_batch(self) -> None:
         """A batch has ended, in a step of the optimizer or not."""
 
@@ -93,10 +89,6 @@ class AutomaticRoute(Route):
         self._losses: list[Tensor] = []
         self._pass_one = ExitStack()
         self._own_training_step = replace_training_step(fit.trainer, self.training_step)
-
-    @override
-    def begin(self) -> None:
-        self._finished_batch = -1
 
     def training_step(self, *args: Any) -> Any:
         """Pass one's forward."""
@@ -214,14 +206,9 @@ class ManualRoute(Route):
 
     def __init__(self, fit: Fit) -> None:
         super().__init__(fit)
-        self._steps_before = 0
+        self._has_stepped = False
         self._batch = -1
         self._steps_at_batch = 0
-
-    @override
-    def begin(self) -> None:
-        self._steps_before = self.fit.trainer.global_step
-        self._batch = -1
 
     def two_pass_step(self, loss_fn: Callable[[], Tensor], optimizer: Optimizer | LightningOptimizer) -> Tensor:
         """`SAMMixin.two_pass_step`."""
@@ -265,12 +252,13 @@ class ManualRoute(Route):
         step.commit()
         return loss
 
-    def check_first_step(self) -> None:
+    def before_step(self) -> None:
         """Check, before an optimizer steps, that the module knows of `two_pass_step`.
 
         Raises:
             RuntimeError: if no method of the module mentions it, and nobody has called it.
         """
+        self._has_stepped = True
         if self.fit.module.sam is not None and self.step is None and not _mentions_two_pass_step(self.fit.module):
             raise self._steps_by_itself()
 
@@ -281,8 +269,7 @@ class ManualRoute(Route):
         Raises:
             RuntimeError: if the module has stepped without `two_pass_step`.
         """
-        stepped = self.fit.trainer.global_step > self._steps_before
-        if self.fit.module.sam is not None and self.step is None and stepped:
+        if self.fit.module.sam is not None and self.step is None and self._has_stepped:
             raise self._steps_by_itself()
 
     def _steps_by_itself(self) -> RuntimeError:

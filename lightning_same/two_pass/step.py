@@ -243,7 +243,8 @@ class TwoPassStep(Step):
         *,
         last: bool = True,
     ) -> None:
-        reshard(modules_of(self.module))
+        modules = modules_of(self.module)
+        reshard(modules)
         radii = radii_of(self._optimizer, self.rho)
         if self.is_local:
             # Which parameters have a gradient may differ between the processes.
@@ -258,7 +259,7 @@ class TwoPassStep(Step):
             return
         self._has_perturbed = True
         keeps_base = self.rule.combination.needs_grads or bool(self._observers())
-        others = [param for param in parameters_of(self.module) if param not in radii]
+        others = [param for param in parameters_of(modules) if param not in radii]
         average_is_there: Callable[[], None] = _nothing
         with (
             undisturbed(self.trainer, self.module, self.fit.stepped_parameters()),

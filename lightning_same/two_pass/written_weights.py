@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_same.gradients.sharding import local
+from lightning_same.gradients.sharding import any_sharded, local
 from lightning_same.replay.tensor_copies import TensorCopies
 
 
@@ -34,8 +34,10 @@ class WeightsBefore:
         return _marks(self.params) != self._marks or (self.copies is not None and self.copies.differ())
 
 
-@torch.no_grad()
-def _marks(params: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+def _marks(params: Sequence[Tensor]) -> list[tuple[int, ...]]:
     """What changes when a tensor, or this process's part of it, is written to, or when ``.data`` is replaced."""
+    if not any_sharded(params):
+        return [(param._version, param.data_ptr()) for param in params]
     # An operation on a sharded tensor counts at the tensor, one on the shard at the shard.
-    return [(param._version, (shard := local(param))._version, shard.data_ptr()) for param in params]
+    with torch.no_grad():
+        return [(param._version, (shard := local(param))._version, shard.data_ptr()) for param in params]
