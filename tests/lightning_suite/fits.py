@@ -1,0 +1,80 @@
+"""What is put under, or beside, every fit."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import lightning.pytorch as pl
+
+from lightning_same import SAME, CheckpointFractionMonitor, GradientNormMonitor, SharpnessMonitor, with_sam
+from lightning_same.callbacks import monitor
+
+FORCED = SAME(1, condition=3.0, rho=0.0)
+"""Takes its second pass, of which nothing may be left."""
+
+
+class Fits:
+    """Counts the fits of modules in automatic optimization, and prepares each.
+
+    Attributes:
+        count: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """In this context every such fit is prepared."""
+        fit = pl.Trainer.fit
+        fits = self
+
+        @functools.wraps(fit)
+        def prepared_fit(self: pl.Trainer, model: Any, *args: Any, **kwargs: Any) -> Any:
+            if not (isinstance(model, pl.LightningModule) and model.automatic_optimization):
+                return fit(self, model, *args, **kwargs)
+            fits.count += 1
+            with fits.around(self, model):
+                return fit(self, model, *args, **kwargs)
+
+        with patch.object(pl.Trainer, "fit", prepared_fit):
+            yield
+
+    @contextmanager
+    def around(self, trainer: pl.Trainer, model: pl.LightningModule) -> Iterator[None]:
+        """One fit runs in this context."""
+        yield
+
+
+class TwoPassFits(Fits):
+    """With a second pass in every step."""
+
+    @contextmanager
+    def around(self, trainer: pl.Trainer, model: pl.LightningModule) -> Iterator[None]:
+        with_sam(model, FORCED)
+        yield
+
+
+class MonitoredFits(Fits):
+    """Beside the monitors."""
+
+    @contextmanager
+    def around(self, trainer: pl.Trainer, model: pl.LightningModule) -> Iterator[None]:
+        monitors = [
+            CheckpointFractionMonitor(every_n_steps=1, per_layer=True),
+            GradientNormMonitor(every_n_steps=1),
+            SharpnessMonitor(every_n_steps=2, max_products=3, mode="train"),
+        ]
+        trainer.callbacks[:0] = monitors
+        try:
+            with patch.object(monitor, "log_now"):
+                yield
+        finally:
+            for each in monitors:
+                if each in trainer.callbacks:
+                    trainer.callbacks.remove(each)
+
+
+KINDS: dict[str, type[Fits]] = {"two_pass": TwoPassFits, "monitors": MonitoredFits}
