@@ -1,13 +1,16 @@
 """The global random state comes back, and is read again only where it has to be."""
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from lightning_same.replay.random_state import NUMPY, Numpy
+from lightning_same.replay.random_state import NUMPY, PYTHON, Numpy, Python, Twister
 from lightning_same.replay.snapshot import Snapshot
 
 
@@ -75,15 +78,46 @@ def test_pythons_state_comes_back(waiting: bool) -> None:
         random.setstate(before)
 
 
-def test_a_state_is_read_again_only_if_somebody_has_drawn() -> None:
+@pytest.mark.parametrize(
+    ("twister", "draw"), [(NUMPY, np.random.rand), (PYTHON, random.random)], ids=["numpy", "Python"]
+)
+def test_a_state_is_read_again_only_if_somebody_has_drawn(twister: Twister, draw: Callable[[], object]) -> None:
     np.random.seed(3)
-    first = NUMPY.read()
+    random.seed(3)
+    first = twister.read()
     assert first.memory is not None
-    assert NUMPY.read() is first
-    np.random.rand()
-    second = NUMPY.read()
+    assert twister.read() is first
+    draw()
+    second = twister.read()
     assert second is not first
     assert second.memory != first.memory
+    twister.write(first)
+    assert twister.read().memory == first.memory
+
+
+@given(st.lists(st.sampled_from(["random", "gauss", "seed", "shuffle", "bits"]), max_size=8), st.integers(0, 3))
+def test_pythons_memory_tells_every_draw(calls: list[str], warm: int) -> None:
+    """Whatever is drawn between two reads, the state that is read is the one that `random` reports."""
+    before = random.getstate()
+    do: dict[str, Callable[[], object]] = {
+        "random": random.random,
+        "gauss": lambda: random.gauss(0, 1),
+        "seed": lambda: random.seed(3),
+        "shuffle": lambda: random.shuffle([*range(700)]),
+        "bits": lambda: random.getrandbits(64),
+    }
+    try:
+        for _ in range(warm):
+            PYTHON.read()
+        start = PYTHON.read()
+        assert start.state == random.getstate()
+        for call in calls:
+            do[call]()
+            assert PYTHON.read().state == random.getstate()
+        PYTHON.write(start)
+        assert random.getstate() == start.state
+    finally:
+        random.setstate(before)
 
 
 def test_a_normal_number_of_numpys_that_waits_is_seen() -> None:
@@ -112,12 +146,16 @@ def test_a_normal_number_of_numpys_that_waits_is_seen() -> None:
         np.random.set_state(before)
 
 
-def test_a_memory_that_is_not_what_it_should_be_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = Numpy()
-    monkeypatch.setattr(Numpy, "_memory", lambda self: b"something else")
+@pytest.mark.parametrize("kind", [Numpy, Python])
+def test_a_memory_that_is_not_what_it_should_be_is_not_trusted(
+    kind: type[Twister], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = kind()
+    monkeypatch.setattr(kind, "_memory", lambda self: b"something else")
     first = generator.read()
     assert first.memory is None
     np.random.rand()
+    random.random()
     assert str(generator.read().state) != str(first.state)
 
 

@@ -114,7 +114,9 @@ class Member:
             warnings.filterwarnings("ignore", ".*has not converged")
             watched = observed(built(self.make), self.batches(), MONITORS[monitor]())
         values = [value for _, row in watched["monitored"] for value in row.values()]
-        assert len(watched["monitored"]) == watched["global_step"] // (2 if "Sharp" in monitor else 1)
+        # Some values of a step are known sooner than others, and have a row of their own.
+        measured = {step for step, _ in watched["monitored"]}
+        assert len(measured) == watched["global_step"] // (2 if "Sharp" in monitor else 1)
         assert any(value != 0 for value in values)
         assert all(map(math.isfinite, values))
         assert differences(plain(type(self)), watched | {"monitored": []}) == []
