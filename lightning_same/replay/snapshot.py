@@ -3,7 +3,7 @@
 import random
 import sys
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property, lru_cache, partial, singledispatch
 from typing import Any, TypeAlias
 
@@ -115,7 +115,10 @@ class Snapshot:
     def hold(self, value: Any, deep: bool = True) -> None:
         """Hold what can change inside ``value`` while it stays the same object."""
         if type(value) not in ATOMS and id(value) not in self._seen:
-            hold(value, self, deep)
+            kind: Any = type(value)
+            how = _how_to_hold(kind)
+            if how is not None:
+                how(value, self, deep)
 
     def hold_modules(self, modules: Iterable[nn.Module]) -> None:
         """Hold modules without their submodules."""
@@ -134,7 +137,8 @@ class Snapshot:
             for buffer in attributes["_buffers"].values():
                 if buffer is not None:
                     self.hold_tensor(buffer)
-            is_metric = torchmetrics.Metric in type(module).__mro__  # Of an abstract class, isinstance is slow.
+            kind: Any = type(module)
+            is_metric = _is_metric(kind)
             unheld = self._unheld_names | OF_METRIC if is_metric else self._unheld_names
             held = {name: value for name, value in attributes.items() if name not in unheld}
             self._attributes.append((attributes, unheld, held, len(attributes)))
@@ -184,7 +188,7 @@ class Snapshot:
             and not nn.parameter.is_lazy(param)
             and storage_of(param) not in self._unheld_storages
         ]
-        if sum(param.nbytes for param in frozen) <= self._size_limit:
+        if frozen and sum(param.nbytes for param in frozen) <= self._size_limit:
             for param in frozen:
                 self.hold_tensor(param)
         return [(param, param.requires_grad) for param in params]
@@ -258,6 +262,18 @@ def _(value: np.random.Generator, snapshot: Snapshot, deep: bool) -> None:
 @hold.register
 def _(value: np.random.RandomState, snapshot: Snapshot, deep: bool) -> None:
     snapshot.undo.append(partial(value.set_state, value.get_state()))
+
+
+@lru_cache(maxsize=1024)
+def _how_to_hold(kind: type) -> Callable[[Any, Snapshot, bool], None] | None:
+    """`hold` for values of this type; None where there is nothing to hold."""
+    how: Any = hold.dispatch(kind)
+    return None if how is hold.dispatch(object) else how
+
+
+@lru_cache(maxsize=1024)
+def _is_metric(kind: type) -> bool:
+    return issubclass(kind, torchmetrics.Metric)
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[Tensor]:

@@ -1,7 +1,6 @@
 """Copies of many tensors, made and written back by a number of operations that does not grow with theirs."""
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -21,9 +20,12 @@ class TensorCopies:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []
         tensors = list(tensors)
+        if not tensors:
+            return
         groups: dict[tuple[torch.dtype, torch.device] | int, list[Tensor]] = {}
-        with torch.no_grad() if tensors else nullcontext():
+        with torch.no_grad():
             for tensor in tensors:
                 shard = local(tensor)
                 dense = type(shard) is Tensor or type(shard) is torch.nn.Parameter

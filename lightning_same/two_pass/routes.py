@@ -170,7 +170,7 @@ class AutomaticRoute(Route):
             last: whether nobody replays them again, so that the training step may write to the batches.
 
         Returns:
-            The losses, scaled as for pass one's backward.
+            The losses, scaled as for pass one's backward; none if nobody replays them again.
         """
         module, trainer = self.fit.module, self.fit.trainer
         losses: list[Tensor] = []
@@ -189,7 +189,8 @@ class AutomaticRoute(Route):
                 loss = loss / trainer.accumulate_grad_batches
                 scale = loss_scale(trainer, loss.device)
                 loss = loss if scale is None else loss * scale
-                losses.append(loss.detach())
+                if not last:
+                    losses.append(loss.detach())
                 module.backward(loss)
             if not synchronizes:
                 # As in pass one, where it may change the gradients gathered so far. After the last, Lightning calls it.
