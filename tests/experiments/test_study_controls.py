@@ -1,4 +1,4 @@
-"""What the radius explains, trends, single gains, doses, sharpness at equal loss, collapsed runs and the mechanism."""
+"""What the radius explains, trends, single gains, doses, placebos, sharpness at equal loss and collapsed runs."""
 
 from typing import Any
 
@@ -8,9 +8,15 @@ import pytest
 from support.planted import run_of, same, study_of
 
 from lightning_same.experiments.study.collapse import collapsed
-from lightning_same.experiments.study.mechanism import amplification, mechanism
+from lightning_same.experiments.study.controls import controls, is_control
 from lightning_same.experiments.study.plan import Run
-from lightning_same.experiments.study.radius import best_radius, decreasing, equivalent_radius, frontier
+from lightning_same.experiments.study.radius import (
+    best_radius,
+    decreasing,
+    equivalent_radius,
+    frontier,
+    interpolation,
+)
 from lightning_same.experiments.study.tables import doses
 from lightning_same.experiments.study.trends import factors, sharpness_at_equal_loss, trends
 from lightning_same.experiments.study.variants import gains_of
@@ -18,6 +24,7 @@ from lightning_same.experiments.study.variants import gains_of
 RHO = "sam.init_args.rho"
 RADII = (0.05, 0.1, 0.2, 0.4)
 SEEDS = 6
+CKPTS = ("ckpt1", "ckpt2", "ckpt3", "ckpt4")
 
 
 def configured(method: str, rule: str | None, seed: int, swept: bool = True, **arguments: Any) -> Run:
@@ -77,6 +84,21 @@ def test_a_variant_that_no_radius_equals_is_counted_and_not_judged() -> None:
     found = equivalent_radius(study_of(runs), runs, late)
     assert found["outside"].tolist() == [SEEDS, SEEDS]
     assert found["explained"].tolist() == ["open", "open"]
+
+
+@pytest.mark.parametrize("curved", [0.0, 0.5])
+def test_the_radii_that_are_left_out_show_how_far_the_interpolation_errs(curved: float) -> None:
+    """Validation over radius is a line, which is found again, or a parabola, of which its chord falls short."""
+    runs, late = radius_study(extra=0.0, validation=0.0)
+    for run in runs:
+        rho = (run.config["sam"] or {"init_args": {"rho": 0.0}})["init_args"]["rho"]
+        late.loc[(run.variant, run.seed), "val/accuracy"] -= curved * rho**2
+    found = interpolation(study_of(runs), runs, late)
+    assert found["left_out"].tolist() == [0.05, 0.1, 0.2]
+    assert found["equivalent_rho"].tolist() == pytest.approx([0.05, 0.1, 0.2])
+    # At 0.2, between 0.1 and 0.4: 0.04 beside (0.01 * 2 + 0.16) / 3.
+    assert found["validation"].tolist()[-1] == pytest.approx(curved * 0.02, abs=0.003)
+    assert found["validation_is"].tolist()[-1] == ("greater" if curved else "similar")
 
 
 def test_the_frontier_has_a_point_per_method_and_radius() -> None:
@@ -184,6 +206,45 @@ def test_the_dose_is_the_length_of_the_change() -> None:
     assert found.loc[0, ["ckpt1", "ckpt2", "ckpt3"]].tolist() == pytest.approx([0.64, 0.36, 0.0])
 
 
+def test_checkpoints_are_compared_with_their_own_placebos_and_equal_doses() -> None:
+    """SAME 1 gains 4 points over SAM, and random elements as many do, too; those of as large a norm do not."""
+    rng = np.random.default_rng(4)
+    gained = {"SAME 1": 0.04, "as many": 0.04, "as long": 0.0, "dose 4": 0.0, "on all": 0.03, "SAM": 0.0}
+    runs = []
+    for seed in range(SEEDS):
+        runs += [
+            configured("SAM", "SAM", seed, swept=False, rho=0.2),
+            configured("SAME 1", "SAME", seed, swept=False, ckpt=1, condition=2.0, rho=0.2),
+            configured("as many", "RandomGains", seed, swept=False, ckpt=1, condition=2.0, rho=0.2, match="count"),
+            configured("as long", "RandomGains", seed, swept=False, ckpt=1, condition=2.0, rho=0.2, match="norm"),
+            configured("dose 4", "CheckpointDose", seed, swept=False, ckpt=4, dose=0.5, rho=0.2),
+            configured("on all", "CheckpointGains", seed, swept=False, **dict.fromkeys(CKPTS, 1.5), rho=0.2),
+        ]
+
+    def values(run: Run) -> dict[str, float]:
+        return {
+            name: 0.5 + gained[run.method] + rng.normal(0, 0.003) for name in ("train_eval/accuracy", "val/accuracy")
+        }
+
+    found = controls(study_of(runs), runs, {"late": table(runs, values)}).set_index(["variant", "control"])
+    assert found["beyond"].to_dict() == {
+        ("SAME 1", "as many"): "similar",
+        ("SAME 1", "as long"): "greater",
+        ("dose 4", "on all"): "less",
+    }
+    assert found.loc[("SAME 1", "as long"), "validation"] == pytest.approx(0.04, abs=0.005)
+    assert "memorised" not in found  # it was not logged
+
+
+def test_a_placebo_is_one_of_its_own_checkpoint_gain_and_radius() -> None:
+    same = {"sam": {"class_path": "SAME", "init_args": {"ckpt": 2, "condition": 3.0, "rho": 0.2}}}
+    fitting = {"ckpt": 2, "condition": 3.0, "rho": 0.2}
+    for other, expected in (fitting, True), (fitting | {"ckpt": 1}, False), (fitting | {"condition": 2.0}, False):
+        assert is_control({"sam": {"class_path": "RandomGains", "init_args": other}}, same) is expected
+    assert not is_control({"sam": {"class_path": "RandomGains", "init_args": fitting | {"rho": 0.1}}}, same)
+    assert not is_control({"sam": None}, same)
+
+
 def test_sharpness_is_compared_at_the_loss_that_both_have_reached() -> None:
     """Both have log(top) = 3 + loss: equally sharp at every loss, though one ends at a lower one, and so less sharp."""
     runs = [run_of("SAM", seed) for seed in range(4)] + [run_of("SAME 1", seed, sam=same(1)) for seed in range(4)]
@@ -221,39 +282,3 @@ def test_a_network_that_is_dead_or_worse_than_a_guess_has_collapsed(values: dict
         for epoch in range(1, 21)
     ]
     assert collapsed([run], pd.DataFrame(rows), 0.25) == ({"r": why} if why else {})
-
-
-def test_the_mechanism_is_read_in_three_phases_and_beside_the_placebo() -> None:
-    rng = np.random.default_rng(0)
-    runs = [run_of("SAM", seed) for seed in range(SEEDS)]
-    rows = []
-    for run in runs:
-        for epoch in range(1, 21):
-            row: dict[str, Any] = {"run": run.name, "variant": run.variant, "seed": run.seed, "epoch": epoch}
-            late = epoch > 15
-            for k in (1, 2, 3, 4):
-                noise = rng.normal(0, 0.01)
-                row[f"ckpt_effect/ckpt{k}/clean"] = row[f"ckpt_effect/ckpt{k}/noisy"] = 0.2 + noise
-                row[f"ckpt_effect/ckpt{k}/validation"] = (0.3 if k == 1 and late else 0.1) + noise
-                row[f"ckpt_share/ckpt{k}/noisy"] = row[f"ckpt_dominated/ckpt{k}/noisy"] = 0.6
-                for match in "count", "norm":
-                    row[f"ckpt_placebo_{match}/ckpt{k}/validation"] = 0.1 + rng.normal(0, 0.01)
-            for where, more in ("clean_dominated", 0.0), ("noisy_dominated", 0.3):
-                row[f"ckpt_amplification/{where}/whole"] = 1.1
-                row[f"ckpt_amplification/{where}/clean"] = 1.2 + more + rng.normal(0, 0.01)
-                row[f"ckpt_amplification/{where}/noisy"] = 1.2 + rng.normal(0, 0.01)
-            rows.append(row)
-    curves = pd.DataFrame(rows)
-    found = mechanism(study_of(runs), runs, curves).set_index(["phase", "ckpt"])
-    assert len(found) == 12
-    words = found["beyond_norm_is"]
-    assert words["late", 1] == "greater"
-    assert set(words.drop(("late", 1))) == {"open"}
-    assert found.loc[("middle", 2), "validation"] == pytest.approx(0.1, abs=0.01)
-    dominated = amplification(study_of(runs), runs, curves).set_index(["phase", "where"])
-    assert dominated.loc[("late", "noisy_dominated"), "difference"] == pytest.approx(0.3, abs=0.02)
-    assert dominated["difference_is"].to_dict() == {
-        (phase, where): "greater" if where == "noisy_dominated" else "open"
-        for phase in ("early", "middle", "late")
-        for where in ("clean_dominated", "noisy_dominated")
-    }

@@ -7,9 +7,10 @@ import pandas as pd
 
 from lightning_same.experiments.study.claims import COLUMNS, claims, seeds_needed, sensitivity
 from lightning_same.experiments.study.collapse import collapsed
-from lightning_same.experiments.study.mechanism import amplification, mechanism
+from lightning_same.experiments.study.controls import controls
+from lightning_same.experiments.study.mechanism import amplification, explanation, mechanism
 from lightning_same.experiments.study.plan import Run, Study
-from lightning_same.experiments.study.radius import best_radius, equivalent_radius, frontier
+from lightning_same.experiments.study.radius import best_radius, equivalent_radius, frontier, interpolation
 from lightning_same.experiments.study.results import Results
 from lightning_same.experiments.study.statistics import phase_means
 from lightning_same.experiments.study.tables import comparisons, doses, final_values, grid, summary
@@ -26,12 +27,15 @@ class Analysis:
         comparisons: the same on samples of true and of wrong label.
         sensitivity: the early phase in other ways.
         equivalent: the radius at which the reference does as much, and what is left there.
+        interpolation: how far that errs by itself.
         best: each method at its best radius.
         frontier: where each method ends over the radius.
         trends: what changes with the condition and the radius.
         factors: what single gains do.
         mechanism: whose gradient lies in which checkpoint, and whom a step along it helps.
         amplification: by how much the second pass amplifies clean and noisy gradients.
+        explanation: what the published explanation of SAM's robustness predicts of them.
+        controls: amplified checkpoints beside placebos and equal doses.
         doses: how much of the step each variant changes.
         sharpness: top eigenvalues at equal training loss.
         final: each run at its end.
@@ -45,12 +49,15 @@ class Analysis:
     comparisons: pd.DataFrame
     sensitivity: pd.DataFrame
     equivalent: pd.DataFrame
+    interpolation: pd.DataFrame
     best: pd.DataFrame
     frontier: pd.DataFrame
     trends: pd.DataFrame
     factors: pd.DataFrame
     mechanism: pd.DataFrame
     amplification: pd.DataFrame
+    explanation: pd.DataFrame
+    controls: pd.DataFrame
     doses: pd.DataFrame
     sharpness: pd.DataFrame
     final: pd.DataFrame
@@ -92,12 +99,15 @@ def analyse(study: Study, done: Sequence[Run], results: Results) -> Analysis:
         comparisons=comparisons(study, done, means),
         sensitivity=sensitivity(study, done, curves),
         equivalent=equivalent_radius(study, done, means["late"]),
+        interpolation=interpolation(study, done, means["late"]),
         best=best_radius(study, done, means["late"], runs),
         frontier=frontier(study, done, means["late"]),
         trends=trends(study, done, means["late"]),
         factors=pd.concat([factors(study, done, means[phase], phase) for phase in means], ignore_index=True),
         mechanism=mechanism(study, done, curves),
         amplification=amplification(study, done, curves),
+        explanation=explanation(study, done, curves),
+        controls=controls(study, done, means),
         doses=doses(done, means),
         sharpness=sharpness_at_equal_loss(study, done, curves),
         final=final,

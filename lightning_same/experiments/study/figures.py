@@ -61,7 +61,7 @@ def curve_pictures(curves: pd.DataFrame, reference: Sequence[str]) -> list[Pictu
     for metric, title in CURVES.items():
         if metric in curves:
             for group, variants in _groups(curves, reference):
-                with _panel(title, f"curve-{metric.replace('/', '-')}{group}") as (axes, found):
+                with panel(title, f"curve-{metric.replace('/', '-')}{group}") as (axes, found):
                     for variant, style in method_styles(variants, reference).items():
                         # What is measured at every n-th epoch has its points joined.
                         own = curves[curves["variant"] == variant].dropna(subset=[metric])
@@ -72,7 +72,7 @@ def curve_pictures(curves: pd.DataFrame, reference: Sequence[str]) -> list[Pictu
                             linewidth=1.4,
                             markersize=3.5,
                             markevery=max(1, len(over) // 8),
-                            **_line(style),
+                            **line(style),
                         )
                         axes.fill_between(
                             over.index, over["min"], over["max"], color=style.color, alpha=0.12, linewidth=0
@@ -95,11 +95,11 @@ def clean_against_memorised(curves: pd.DataFrame, reference: Sequence[str]) -> l
     pictures = []
     if x in curves and y in curves:
         for group, variants in _groups(curves, reference):
-            with _panel("True against wrong labels", f"clean-against-memorised{group}") as (axes, found):
+            with panel("True against wrong labels", f"clean-against-memorised{group}") as (axes, found):
                 for variant, style in method_styles(variants, reference).items():
                     path = curves[curves["variant"] == variant].groupby("epoch")[[x, y]].mean()
                     last = [len(path) - 1]
-                    axes.plot(path[x], path[y], linewidth=1.2, markersize=6, markevery=last, **_line(style))
+                    axes.plot(path[x], path[y], linewidth=1.2, markersize=6, markevery=last, **line(style))
                     axes.plot(path[x], path[y], ".", color=style.color, markersize=3)
                 axes.set(xlabel="memorised share of the wrong labels", ylabel="accuracy on true labels")
                 for axis in axes.xaxis, axes.yaxis:
@@ -121,12 +121,12 @@ def frontier_pictures(points: pd.DataFrame, reference: str) -> list[Picture]:
     named = points.rename(columns={"method": "variant"})
     pictures = []
     for group, methods in _groups(named, [reference]):
-        with _panel("Over the radius", f"frontier{group}") as (axes, found):
+        with panel("Over the radius", f"frontier{group}") as (axes, found):
             for method, style in method_styles(methods, [reference]).items():
                 path = named[named["variant"] == method].sort_values("rho")
                 # The largest radius has a large point, so that the way along the line is seen.
                 last = [len(path) - 1]
-                axes.plot(path[x], path["validation"], linewidth=1.2, markersize=6, markevery=last, **_line(style))
+                axes.plot(path[x], path["validation"], linewidth=1.2, markersize=6, markevery=last, **line(style))
                 axes.plot(path[x], path["validation"], ".", color=style.color, markersize=3)
             axes.set(xlabel=label, ylabel="validation accuracy")
             for axis in axes.xaxis, axes.yaxis:
@@ -145,7 +145,7 @@ def against_accuracy(curves: pd.DataFrame, reference: Sequence[str]) -> list[Pic
         if metric in curves and "val/accuracy" in curves:
             last = curves.dropna(subset=[metric]).groupby("run").tail(1)
             for group, variants in _groups(last, reference):
-                with _panel(f"Accuracy against the {title}", f"accuracy-against-{metric.split('/')[-1]}{group}") as (
+                with panel(f"Accuracy against the {title}", f"accuracy-against-{metric.split('/')[-1]}{group}") as (
                     axes,
                     found,
                 ):
@@ -174,7 +174,7 @@ def fraction_pictures(curves: pd.DataFrame) -> list[Picture]:
     pictures = []
     for number, variant in enumerate(curves["variant"].unique()):
         shares = curves[curves["variant"] == variant].groupby("epoch")[columns].mean()
-        with _panel(variant, f"fractions-{number}") as (axes, found):
+        with panel(variant, f"fractions-{number}") as (axes, found):
             areas = axes.stackplot(shares.index, shares.T, labels=[style.label for style in SHARES.values()])
             for area, style in zip(areas, SHARES.values(), strict=True):
                 area.set(facecolor=style.color, hatch=style.hatch, edgecolor="white", linewidth=0)
@@ -188,7 +188,7 @@ def fraction_pictures(curves: pd.DataFrame) -> list[Picture]:
     return pictures
 
 
-class _panel:
+class panel:
     """One axes with a title, and a legend below it when it is drawn."""
 
     picture: Picture
@@ -197,7 +197,7 @@ class _panel:
     def __init__(self, title: str, name: str) -> None:
         self.title, self.name = title, name
 
-    def __enter__(self) -> tuple[Axes, "_panel"]:
+    def __enter__(self) -> tuple[Axes, "panel"]:
         self.style = mpl.rc_context(STYLE)
         self.style.__enter__()
         self.figure = Figure(figsize=(4.8, 3.6), layout="constrained")
@@ -243,5 +243,6 @@ def _label(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
-def _line(style: Style) -> dict[str, Any]:
+def line(style: Style) -> dict[str, Any]:
+    """How Matplotlib draws a line of a style."""
     return {"color": style.color, "linestyle": style.linestyle, "marker": style.marker, "label": _label(style.label)}

@@ -1,8 +1,9 @@
 """What `CheckpointEffectMonitor` has logged: whose gradient lies in a checkpoint, and whom a step along it helps."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from lightning_same.experiments.study.plan import Run, Study
@@ -43,20 +44,26 @@ def mechanism(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.Dat
         ``noisy_share``, the share of s there that comes from noisy samples, with its interval; ``noisy_dominated``, the
         share of elements where their gradient is the larger one; and ``beyond_count`` and ``beyond_norm``: the
         effect on the validation loss beyond that of a random set of elements, as many or with as large a norm of s,
-        with interval and word (greater, less, open) after Holm's correction for all rows.
+        with interval and word (greater, less, open) after Holm's correction for all rows. ``a_step`` says what the seed
+        of the project asks: *learns patterns* if a step there is shown to lower the validation loss, *fits noise* if it
+        is shown to lower the noisy samples' loss and to raise the validation loss, *harms* if it is shown to raise the
+        validation loss and not that, else open; after Holm's correction for all rows, too.
     """
     if "ckpt_effect/ckpt1/clean" not in curves:
         return pd.DataFrame()
     rows: list[dict[str, Any]] = []
     p: list[float] = []
     words: list[tuple[int, str, str]] = []
+    steps: list[tuple[str, float]] = []
     for run in first_runs(done):
         for phase, means in phases(study, curves).items():
             for k in CKPTS:
                 row: dict[str, Any] = {"variant": run.variant, "phase": phase, "ckpt": k}
                 known = {name: by_seed(means, f"ckpt_effect/ckpt{k}/{name}").get(run.variant, {}) for name in LOSSES}
-                for name in LOSSES:
-                    row |= _with_interval(name, Differences(list(known[name].values()), NEGLIGIBLE))
+                effects = {name: Differences(list(known[name].values()), NEGLIGIBLE) for name in LOSSES}
+                for name, effect in effects.items():
+                    row |= _with_interval(name, effect)
+                steps.append(a_step(effects["noisy"], effects["validation"]))
                 row["seeds"] = len(known["clean"])
                 share = by_seed(means, f"ckpt_share/ckpt{k}/noisy").get(run.variant, {})
                 row |= _with_interval("noisy_share", Differences(list(share.values()), NEGLIGIBLE))
@@ -72,9 +79,26 @@ def mechanism(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.Dat
                 rows.append(row)
     for (number, column, word), value in zip(words, holm(p), strict=True):
         rows[number][column] = word if value < 1 - LEVEL else "open"
+    for row, (word, _), value in zip(rows, steps, holm([value for _, value in steps]), strict=True):
+        row["a_step"] = word if value < 1 - LEVEL else "open"
     table = pd.DataFrame(rows)
     first = ["variant", "phase", "ckpt", "seeds"]
     return table[[*first, *(name for name in table if name not in first)]]
+
+
+def a_step(noisy: Differences, validation: Differences) -> tuple[str, float]:
+    """What a step along a checkpoint does, by its effects on the noisy samples' and on the validation loss.
+
+    Returns:
+        The word, and its p-value, not corrected for other checkpoints.
+    """
+    if np.isnan(validation.spread):
+        return "open", np.nan
+    learns, raises, fits = validation.p("greater"), validation.p("less"), noisy.p("greater")
+    if learns < raises:
+        return "learns patterns", learns
+    # Without noisy samples there is no noise to fit.
+    return ("fits noise", max(raises, fits)) if fits < 1 - LEVEL else ("harms", raises)
 
 
 def amplification(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.DataFrame:
@@ -108,6 +132,73 @@ def amplification(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd
     for row, value in zip(rows, holm(p), strict=True):
         if not value < 1 - LEVEL:
             row["difference_is"] = "open"
+    return pd.DataFrame(rows)
+
+
+class Prediction(NamedTuple):
+    """What an explanation says of two values that are logged: that the first is the larger one."""
+
+    says: str
+    larger: str
+    smaller: str
+
+
+DOWN_WEIGHTING = (
+    Prediction(
+        "where noisy gradients dominate, clean ones are amplified more",
+        "ckpt_amplification/noisy_dominated/clean",
+        "ckpt_amplification/noisy_dominated/noisy",
+    ),
+    Prediction(
+        "the whole gradient is amplified less where noisy ones dominate than where clean ones do",
+        "ckpt_amplification/clean_dominated/whole",
+        "ckpt_amplification/noisy_dominated/whole",
+    ),
+    Prediction(
+        "noisy gradients dominate more elements of checkpoint 2 than of checkpoint 1",
+        "ckpt_dominated/ckpt2/noisy",
+        "ckpt_dominated/ckpt1/noisy",
+    ),
+    Prediction(
+        "more of s comes from noisy samples on checkpoint 2 than on checkpoint 1",
+        "ckpt_share/ckpt2/noisy",
+        "ckpt_share/ckpt1/noisy",
+    ),
+)
+"""What follows from the published explanation of SAM's robustness to wrong labels, and for SANER, which reduces
+checkpoint 2 (Luong et al., arXiv 2411.17132)."""
+
+
+def explanation(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.DataFrame:
+    """The predictions of the published explanation, within seeds.
+
+    Returns:
+        One row per variant with noisy samples, prediction and phase: ``larger`` and ``smaller``, the means of the two
+        values; their ``difference`` with its interval; and ``holds``: yes if the difference is shown to be above zero,
+        no if below, else open, after Holm's correction for all rows.
+    """
+    rows: list[dict[str, Any]] = []
+    p: list[float] = []
+    phase_tables = phases(study, curves) if "ckpt_share/ckpt1/noisy" in curves else {}
+    for run in first_runs(done) if phase_tables else []:
+        shares = by_seed(phase_tables["early"], "ckpt_share/ckpt1/noisy").get(run.variant, {})
+        if not any(shares.values()):  # no label is wrong
+            continue
+        for prediction in DOWN_WEIGHTING:
+            for phase, means in phase_tables.items():
+                larger, smaller = (by_seed(means, name).get(run.variant, {}) for name in prediction[1:])
+                found = Differences(paired(larger, smaller), NEGLIGIBLE)
+                row: dict[str, Any] = {"variant": run.variant, "prediction": prediction.says, "phase": phase}
+                row["seeds"] = found.seeds
+                for name, values in ("larger", larger), ("smaller", smaller):
+                    row[name] = sum(values.values()) / max(1, len(values))
+                row |= _with_interval("difference", found)
+                row["holds"] = {"greater": "yes", "less": "no"}.get(found.word, "open")
+                rows.append(row)
+                p.append(np.nan if np.isnan(found.spread) else found.p(found.word) if row["holds"] != "open" else 1.0)
+    for row, value in zip(rows, holm(p), strict=True):
+        if not value < 1 - LEVEL:
+            row["holds"] = "open"
     return pd.DataFrame(rows)
 
 

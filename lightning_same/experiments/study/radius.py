@@ -87,47 +87,77 @@ def equivalent_radius(study: Study, done: Sequence[Run], late: pd.DataFrame) -> 
             continue
         if not all(alike(_rest(run.settings), _rest(other.settings)) for _, other in references):
             continue
-        radii, differences, outside = [], [], 0
-        for seed, reached in matched[run.variant].items():
-            points = [(rho, other) for rho, other in references if seed in matched.get(other.variant, {})]
-            if len(points) < 3:
-                continue
-            rho = [radius for radius, _ in points]
-            level = decreasing([matched[other.variant][seed] for _, other in points])
-            if not level[-1] <= reached <= level[0]:
-                outside += 1
-                continue
-            there = [validation[other.variant][seed] for _, other in points]
-            equal = float(np.interp(reached, level[::-1], rho[::-1]))
-            radii.append(equal)
-            differences.append(validation[run.variant][seed] - float(np.interp(equal, rho, there)))
-        found = Differences(differences, study.delta)
-        mean, low, high = found.interval()
+        found, matches = _match(run.variant, references, matched, validation, study.delta)
         rows.append(
-            {
-                "variant": run.variant,
-                "rho": rho_of(run.config),
-                "matched_on": "memorised" if noise else "training",
-                "seeds": found.seeds,
-                "outside": outside,
-                "equivalent_rho": float(np.mean(radii)) if radii else np.nan,
-                "validation": mean,
-                "validation_low": low,
-                "validation_high": high,
-                "validation_is": found.word,
-            }
+            {"variant": run.variant, "rho": rho_of(run.config), "matched_on": "memorised" if noise else "training"}
+            | matches
         )
         # What is within delta is explained, also if it can be told from zero.
         similar = found.p("similar")
         word = "similar" if similar < 1 - LEVEL else found.word
         words.append({"similar": "yes", "open": "open"}.get(word, "no"))
-        p.append(np.nan if np.isnan(low) else 1.0 if word == "open" else found.p(word))
+        p.append(np.nan if np.isnan(found.spread) else 1.0 if word == "open" else found.p(word))
     table = pd.DataFrame(rows)
     if rows:
         table["p"] = holm(p)
         sure = table["p"] < 1 - LEVEL
         table["explained"] = np.where(sure, words, "open")
     return table
+
+
+def interpolation(study: Study, done: Sequence[Run], late: pd.DataFrame) -> pd.DataFrame:
+    """How far the equivalent radius errs by itself: each of the reference's radii, matched with the others.
+
+    Between its neighbours the gap is wider than for any variant, so that this bounds the error of the interpolation.
+
+    Returns:
+        One row per radius between the smallest and the largest: ``left_out``, ``seeds``, ``outside``,
+        ``equivalent_rho`` and the difference of the validation accuracy with its interval and word.
+    """
+    path = _reference_path(study, done)
+    noise = by_seed(late, MEMORISED)
+    matched, validation = noise or by_seed(late, TRAINING), by_seed(late, VALIDATION)
+    rows = []
+    for rho, run in path[1:-1]:
+        others = [(radius, other) for radius, other in path if other is not run]
+        if rho > 0 and run.variant in matched and len(others) > 2:
+            rows.append({"left_out": rho} | _match(run.variant, others, matched, validation, study.delta)[1])
+    return pd.DataFrame(rows)
+
+
+def _match(
+    variant: str,
+    path: Sequence[tuple[float, Run]],
+    matched: Mapping[str, Mapping[int, float]],
+    validation: Mapping[str, Mapping[int, float]],
+    delta: float,
+) -> tuple[Differences, dict[str, Any]]:
+    """A variant's validation beside the reference's at the radius of a path that is its equal, seed by seed."""
+    radii, differences, outside = [], [], 0
+    for seed, reached in matched[variant].items():
+        points = [(rho, other) for rho, other in path if seed in matched.get(other.variant, {})]
+        if len(points) < 3:
+            continue
+        rho = [radius for radius, _ in points]
+        level = decreasing([matched[other.variant][seed] for _, other in points])
+        if not level[-1] <= reached <= level[0]:
+            outside += 1
+            continue
+        there = [validation[other.variant][seed] for _, other in points]
+        equal = float(np.interp(reached, level[::-1], rho[::-1]))
+        radii.append(equal)
+        differences.append(validation[variant][seed] - float(np.interp(equal, rho, there)))
+    found = Differences(differences, delta)
+    mean, low, high = found.interval()
+    return found, {
+        "seeds": found.seeds,
+        "outside": outside,
+        "equivalent_rho": float(np.mean(radii)) if radii else np.nan,
+        "validation": mean,
+        "validation_low": low,
+        "validation_high": high,
+        "validation_is": found.word,
+    }
 
 
 def best_radius(study: Study, done: Sequence[Run], late: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:

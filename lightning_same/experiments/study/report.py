@@ -17,8 +17,9 @@ from lightning_same.experiments.study.figures import (
     frontier_pictures,
 )
 from lightning_same.experiments.study.mechanism import LOSSES
+from lightning_same.experiments.study.mechanism_figures import mechanism_pictures
 from lightning_same.experiments.study.page import page
-from lightning_same.experiments.study.plan import Run, Study
+from lightning_same.experiments.study.plan import RUNS, Run, Study
 from lightning_same.experiments.study.results import Results, read_results
 from lightning_same.experiments.study.tables import END, claims_shown, markdown, parts, sensitivity_shown, spread
 from lightning_same.experiments.study.tables import points as in_points
@@ -29,22 +30,24 @@ MOST_NAMES = 20
 """Names of unfinished runs that are listed."""
 
 
-def write_report(study: Study, done: Sequence[Run], directory: Path) -> Path:
+def write_report(study: Study, done: Sequence[Run], directory: Path, runs: Path | None = None) -> Path:
     """Write the report on the runs that are finished.
 
     Args:
         study: the study.
         done: its finished runs, at least one.
-        directory: the study's directory; receives ``report.md``, ``report.html``, ``tables/`` and ``figures/``.
+        directory: receives ``report.md``, ``report.html``, ``tables/`` and ``figures/``.
+        runs: the directory of all runs. Default: ``runs`` in the first one, which is the study's then.
 
     Returns:
         The HTML page.
     """
-    results = read_results(done, directory / "runs")
+    results = read_results(done, runs or directory / RUNS)
     found = analyse(study, done, results)
     reference = list(dict.fromkeys(run.variant for run in done if run.method == study.reference))
     pictures = {
         "Over the radius": frontier_pictures(found.frontier, study.reference),
+        "The mechanism": mechanism_pictures(results.curves),
         "Over training": curve_pictures(results.curves, reference),
         "True and wrong labels": clean_against_memorised(results.curves, reference),
         "Sharpness and gradient norm": against_accuracy(results.curves, reference),
@@ -67,7 +70,7 @@ def _text(
         *_head(study, done, results, found),
         *_claims(study, found, several),
         *_radius(study, found, pictures.pop("Over the radius")),
-        *_mechanism(found),
+        *_mechanism(found, pictures.pop("The mechanism")),
         *_options(found),
         "## At the end of training",
         _final_note(),
@@ -167,6 +170,12 @@ def _radius(study: Study, found: Analysis, pictures: Sequence[Picture]) -> list[
             " seeds in which no radius does as much.",
             markdown(in_points(found.equivalent, {"validation"}, {"rho": 3, "equivalent_rho": 3})),
         ]
+    if len(found.interpolation):
+        body += [
+            f"How far that errs by itself: each radius of {study.reference}, left out and matched with its others, over"
+            " a wider gap than that of any variant.",
+            markdown(in_points(found.interpolation, {"validation"}, {"left_out": 3, "equivalent_rho": 3})),
+        ]
     if len(found.best):
         body += [
             "Each method at the radius that is best for it on validation, seed by seed (how often each was chosen), and"
@@ -176,7 +185,7 @@ def _radius(study: Study, found: Analysis, pictures: Sequence[Picture]) -> list[
     return body
 
 
-def _mechanism(found: Analysis) -> list[str]:
+def _mechanism(found: Analysis, pictures: Sequence[Picture]) -> list[str]:
     if not len(found.mechanism):
         return []
     return [
@@ -186,11 +195,26 @@ def _mechanism(found: Analysis) -> list[str]:
         " seeds, with the interval over the seeds. *Noisy share*: the share of s there that comes from noisy samples."
         " *Noisy dominated*: the share of elements on which their gradient is the larger one. *Beyond count*, *beyond"
         " norm*: the effect on validation beyond that of a random set of elements, as many or with as large a norm of"
-        " s; the words hold after Holm's correction.",
+        " s; the words hold after Holm's correction. *A step* there learns patterns if it is shown to lower the"
+        " validation loss; it fits noise if it is shown to lower the noisy samples' loss and to raise the validation"
+        " loss.",
         markdown(_merged(found.mechanism, (*LOSSES, "noisy_share", "beyond_count", "beyond_norm"))),
         "By how much the second pass amplifies gradients (the sum of |s| over that of |g|), on elements where clean and"
         " where noisy samples have the larger gradient. *Difference*: clean minus noisy, within a seed.",
         markdown(_merged(found.amplification, ("difference",))),
+        *_explanation(found),
+        _shown(pictures),
+    ]
+
+
+def _explanation(found: Analysis) -> list[str]:
+    if not len(found.explanation):
+        return []
+    return [
+        "The published explanation of SAM's robustness (Luong et al., arXiv 2411.17132), as predictions: that the"
+        " *larger* value is above the *smaller* one, within each seed, and whether that *holds* after Holm's"
+        " correction.",
+        markdown(_merged(found.explanation, ("difference",))),
     ]
 
 
@@ -229,6 +253,14 @@ def _options(found: Analysis) -> list[str]:
             " combinations were trained, its main effect. *Supported*: whether the effect on validation speaks for what"
             " CustomSAME does with the checkpoint, after Holm's correction.",
             markdown(in_points(found.factors, {"training", "validation"}, {})),
+        ]
+    if len(found.controls):
+        body += [
+            "## Beside placebos and equal doses",
+            "Amplified checkpoints beside random elements, as many or with as large a norm of s, amplified by as much,"
+            " and equal doses beside the same dose on all checkpoints; differences in points. *Beyond*: what the"
+            " checkpoint does to validation beyond its control, after Holm's correction.",
+            markdown(in_points(found.controls, {"training", "memorised", "validation"}, {})),
         ]
     if "dose" in found.doses:
         body += [
