@@ -95,43 +95,53 @@ def test_steps_that_are_not_shown_to_help_or_to_harm_are_open() -> None:
     assert alone > 10
 
 
-def planted_curves(signs: dict[str, float], noisy: bool = True) -> tuple[list[Run], pd.DataFrame]:
-    """Curves in which each prediction has the given sign."""
+AMPLIFIED = ("ckpt_amplification/noisy_dominated", "ckpt_amplification/clean_dominated")
+
+
+def planted_curves(values: dict[str, float]) -> tuple[list[Run], pd.DataFrame]:
+    """Curves of what is logged, with what a seed adds to all of it, and noise."""
     rng = np.random.default_rng(1)
     runs = [run_of("SAM", seed) for seed in range(SEEDS)]
-    rows = []
-    for run in runs:
-        for epoch in range(1, 21):
-            row: dict[str, Any] = {"run": run.name, "variant": run.variant, "seed": run.seed, "epoch": epoch}
-            for prediction in DOWN_WEIGHTING:
-                row[prediction.larger] = row[prediction.smaller] = 0.0
-            for says, larger, smaller in DOWN_WEIGHTING:
-                common = rng.normal(0, 0.1)
-                row[smaller] = 0.6 + common + rng.normal(0, 0.01)
-                row[larger] = 0.6 + common + 0.1 * signs[says] + rng.normal(0, 0.01)
-            if not noisy:
-                row |= {f"ckpt_share/ckpt{k}/noisy": 0.0 for k in (1, 2)}
-            rows.append(row)
+    common = {seed: rng.normal(0, 0.1) for seed in range(SEEDS)}
+    rows = [
+        {"run": run.name, "variant": run.variant, "seed": run.seed, "epoch": epoch}
+        | {key: value and value + common[run.seed] + rng.normal(0, 0.01) for key, value in values.items()}
+        for run in runs
+        for epoch in range(1, 21)
+    ]
     return runs, pd.DataFrame(rows)
 
 
-def test_each_prediction_of_the_explanation_is_held_against_what_was_logged() -> None:
-    says = [prediction.says for prediction in DOWN_WEIGHTING]
-    signs = dict(zip(says, (1.0, -1.0, 0.0, 1.0), strict=True))
-    runs, curves = planted_curves(signs)
+LOGGED = {
+    "ckpt_share/ckpt1/noisy": 0.7,
+    "ckpt_share/ckpt2/noisy": 0.6,
+    "ckpt_dominated/ckpt1/noisy": 0.6,
+    "ckpt_dominated/ckpt2/noisy": 0.6,
+    f"{AMPLIFIED[0]}/clean": 1.3,
+    f"{AMPLIFIED[0]}/noisy": 1.1,
+    f"{AMPLIFIED[1]}/clean": 1.1,
+    f"{AMPLIFIED[1]}/noisy": 1.3,
+    f"{AMPLIFIED[0]}/whole": 1.1,
+    f"{AMPLIFIED[1]}/whole": 1.2,
+}
+
+
+@pytest.mark.parametrize(("on_clean", "beyond"), [(1.3, "open"), (1.2, "yes"), (1.4, "no")])
+def test_each_prediction_of_the_explanation_is_held_against_what_was_logged(on_clean: float, beyond: str) -> None:
+    """Amplified more where it is dominated: clean samples by 0.2, noisy ones as much, less or more."""
+    runs, curves = planted_curves(LOGGED | {f"{AMPLIFIED[1]}/noisy": on_clean})
     found = explanation(study_of(runs), runs, curves)
+    expected = dict(zip((p.says for p in DOWN_WEIGHTING), ("yes", beyond, "yes", "open", "no"), strict=True))
     assert found.groupby("prediction", sort=False)["holds"].unique().map(list).to_dict() == {
-        says[0]: ["yes"],
-        says[1]: ["no"],
-        says[2]: ["open"],
-        says[3]: ["yes"],
+        says: [word] for says, word in expected.items()
     }
     first = found.iloc[0]
     assert first["difference"] == pytest.approx(first["larger"] - first["smaller"])
-    assert first["difference"] == pytest.approx(0.1, abs=0.01)
+    assert first["difference"] == pytest.approx(0.2, abs=0.01)
 
 
 def test_without_wrong_labels_the_explanation_has_nothing_to_say() -> None:
-    runs, curves = planted_curves(dict.fromkeys((p.says for p in DOWN_WEIGHTING), 1.0), noisy=False)
+    runs, curves = planted_curves(LOGGED | {key: 0.0 for key in LOGGED if key.endswith("/noisy")})
+    assert amplification(study_of(runs), runs, curves)["difference"].isna().all()
     assert explanation(study_of(runs), runs, curves).empty
     assert explanation(study_of(runs), runs, curves[["run", "variant", "seed", "epoch"]]).empty

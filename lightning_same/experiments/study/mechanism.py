@@ -123,7 +123,8 @@ def amplification(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd
                 row: dict[str, Any] = {"variant": run.variant, "phase": phase, "where": where}
                 row["seeds"] = len(known["whole"])
                 row |= {name: sum(values.values()) / max(1, len(values)) for name, values in known.items()}
-                found = Differences(paired(known["clean"], known["noisy"]), NEGLIGIBLE)
+                both = paired(known["clean"], known["noisy"]) if any(known["noisy"].values()) else []
+                found = Differences(both, NEGLIGIBLE)
                 row |= _with_interval("difference", found)
                 row["difference_is"] = found.word if found.word in ("greater", "less") else "open"
                 rows.append(row)
@@ -136,33 +137,42 @@ def amplification(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd
 
 
 class Prediction(NamedTuple):
-    """What an explanation says of two values that are logged: that the first is the larger one."""
+    """What an explanation says of what is logged: that the mean of some values is above that of others."""
 
     says: str
-    larger: str
-    smaller: str
+    larger: tuple[str, ...]
+    smaller: tuple[str, ...]
 
+
+AMPLIFIED = "ckpt_amplification"
 
 DOWN_WEIGHTING = (
     Prediction(
         "where noisy gradients dominate, clean ones are amplified more",
-        "ckpt_amplification/noisy_dominated/clean",
-        "ckpt_amplification/noisy_dominated/noisy",
+        (f"{AMPLIFIED}/noisy_dominated/clean",),
+        (f"{AMPLIFIED}/noisy_dominated/noisy",),
+    ),
+    # What is small by chance is amplified more, whatever it comes from: the first is seen on clean-dominated elements
+    # with the roles exchanged. This is what remains of it beyond that.
+    Prediction(
+        "by more than noisy ones are where clean gradients dominate",
+        (f"{AMPLIFIED}/noisy_dominated/clean", f"{AMPLIFIED}/clean_dominated/clean"),
+        (f"{AMPLIFIED}/noisy_dominated/noisy", f"{AMPLIFIED}/clean_dominated/noisy"),
     ),
     Prediction(
         "the whole gradient is amplified less where noisy ones dominate than where clean ones do",
-        "ckpt_amplification/clean_dominated/whole",
-        "ckpt_amplification/noisy_dominated/whole",
+        (f"{AMPLIFIED}/clean_dominated/whole",),
+        (f"{AMPLIFIED}/noisy_dominated/whole",),
     ),
     Prediction(
         "noisy gradients dominate more elements of checkpoint 2 than of checkpoint 1",
-        "ckpt_dominated/ckpt2/noisy",
-        "ckpt_dominated/ckpt1/noisy",
+        ("ckpt_dominated/ckpt2/noisy",),
+        ("ckpt_dominated/ckpt1/noisy",),
     ),
     Prediction(
         "more of s comes from noisy samples on checkpoint 2 than on checkpoint 1",
-        "ckpt_share/ckpt2/noisy",
-        "ckpt_share/ckpt1/noisy",
+        ("ckpt_share/ckpt2/noisy",),
+        ("ckpt_share/ckpt1/noisy",),
     ),
 )
 """What follows from the published explanation of SAM's robustness to wrong labels, and for SANER, which reduces
@@ -186,7 +196,7 @@ def explanation(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.D
             continue
         for prediction in DOWN_WEIGHTING:
             for phase, means in phase_tables.items():
-                larger, smaller = (by_seed(means, name).get(run.variant, {}) for name in prediction[1:])
+                larger, smaller = (_mean_of(means, names, run.variant) for names in prediction[1:])
                 found = Differences(paired(larger, smaller), NEGLIGIBLE)
                 row: dict[str, Any] = {"variant": run.variant, "prediction": prediction.says, "phase": phase}
                 row["seeds"] = found.seeds
@@ -200,6 +210,13 @@ def explanation(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.D
         if not value < 1 - LEVEL:
             row["holds"] = "open"
     return pd.DataFrame(rows)
+
+
+def _mean_of(means: pd.DataFrame, names: Sequence[str], variant: str) -> dict[int, float]:
+    """The mean of several metrics, for each seed that has them all."""
+    known = [by_seed(means, name).get(variant, {}) for name in names]
+    seeds = set.intersection(*(set(values) for values in known))
+    return {seed: sum(values[seed] for values in known) / len(known) for seed in seeds}
 
 
 def _with_interval(name: str, found: Differences) -> dict[str, float]:
