@@ -81,7 +81,7 @@ def equivalent(row, late, reference="SAM"):
     for seed, reached in late.loc[row["variant"], matched].items():
         known = {rho: name for rho, name in path.items() if (name, seed) in late.index}
         level = falling([late.loc[(name, seed), matched] for name in known.values()])
-        if len(known) < 3 or not level[-1] <= reached <= level[0]:
+        if len(known) < 3 or not level[-1] <= reached <= level[0] or level[0] - level[-1] < DELTA:
             continue
         radii.append(np.interp(-reached, -level, list(known)))
         there = [late.loc[(name, seed), METRICS["validation"]] for name in known.values()]

@@ -86,6 +86,14 @@ def test_a_variant_that_no_radius_equals_is_counted_and_not_judged() -> None:
     assert found["explained"].tolist() == ["open", "open"]
 
 
+def test_where_every_radius_does_as_much_none_is_an_equal() -> None:
+    runs, late = radius_study(extra=0.07, validation=0.0)
+    late["train_eval/noisy_accuracy"] = 1.0
+    found = equivalent_radius(study_of(runs), runs, late)
+    assert found["outside"].tolist() == [SEEDS, SEEDS]
+    assert found["explained"].tolist() == ["open", "open"]
+
+
 @pytest.mark.parametrize("curved", [0.0, 0.5])
 def test_the_radii_that_are_left_out_show_how_far_the_interpolation_errs(curved: float) -> None:
     """Validation over radius is a line, which is found again, or a parabola, of which its chord falls short."""

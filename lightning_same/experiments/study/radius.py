@@ -73,7 +73,7 @@ def equivalent_radius(study: Study, done: Sequence[Run], late: pd.DataFrame) -> 
     Returns:
         One row per variant that is not of the reference: ``variant``, ``rho``, ``matched_on``, ``seeds`` with an
         equivalent radius, ``outside``, the seeds where the variant memorises more or less than the reference does at
-        any radius, ``equivalent_rho``, ``validation`` with its interval and word, ``p`` after Holm's correction,
+        any radius, or where that is the same at all of them, to within ``delta``; ``equivalent_rho``, ``validation`` with its interval and word, ``p`` after Holm's correction,
         and ``explained``: yes if the difference is shown to be within ``delta``, no if it is shown to be beyond zero
         and not that, else open.
     """
@@ -140,7 +140,8 @@ def _match(
             continue
         rho = [radius for radius, _ in points]
         level = decreasing([matched[other.variant][seed] for _, other in points])
-        if not level[-1] <= reached <= level[0]:
+        # Where all radii do as much, none is the variant's equal.
+        if not level[-1] <= reached <= level[0] or level[0] - level[-1] < delta:
             outside += 1
             continue
         there = [validation[other.variant][seed] for _, other in points]

@@ -167,7 +167,7 @@ def _radius(study: Study, found: Analysis, pictures: Sequence[Picture]) -> list[
             " or training accuracy where no label is wrong), within each seed, and the difference of validation"
             f" accuracy there. *Explained* by the radius: *yes* if that is shown to be within ±{100 * study.delta:g}"
             " points, *no* if it is beyond zero and not shown to be that small, after Holm's correction. *Outside*:"
-            " seeds in which no radius does as much.",
+            " seeds in which no radius does as much, or all do.",
             markdown(in_points(found.equivalent, {"validation"}, {"rho": 3, "equivalent_rho": 3})),
         ]
     if len(found.interpolation):
