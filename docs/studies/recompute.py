@@ -171,7 +171,7 @@ def check(folder):
                 same = (
                     row[column] == value
                     if isinstance(value, str)
-                    else np.isclose(row[column], value, 1e-9, 1e-12, True)
+                    else np.isclose(row[column], value, 1e-6, 1e-7, True)
                 )
                 if not same:
                     wrong.append(f"{folder.name}/{name}.csv, row {number}, {column}: {row[column]} there, {value} here")

@@ -73,9 +73,9 @@ def equivalent_radius(study: Study, done: Sequence[Run], late: pd.DataFrame) -> 
     Returns:
         One row per variant that is not of the reference: ``variant``, ``rho``, ``matched_on``, ``seeds`` with an
         equivalent radius, ``outside``, the seeds where the variant memorises more or less than the reference does at
-        any radius, or where that is the same at all of them, to within ``delta``; ``equivalent_rho``, ``validation`` with its interval and word, ``p`` after Holm's correction,
-        and ``explained``: yes if the difference is shown to be within ``delta``, no if it is shown to be beyond zero
-        and not that, else open.
+        any radius, or where that is the same at all of them, to within ``delta``; ``equivalent_rho``, ``validation``
+        with its interval and word, ``p`` after Holm's correction, and ``explained``: yes if the difference is shown to
+        be within ``delta``, no if it is shown to be beyond zero and not that, else open.
     """
     references = _reference_path(study, done)
     noise = by_seed(late, MEMORISED)
