@@ -169,9 +169,7 @@ def check(folder):
             for column, value in way(row):
                 compared += 1
                 same = (
-                    row[column] == value
-                    if isinstance(value, str)
-                    else np.isclose(row[column], value, 1e-6, 1e-7, True)
+                    row[column] == value if isinstance(value, str) else np.isclose(row[column], value, 1e-6, 1e-7, True)
                 )
                 if not same:
                     wrong.append(f"{folder.name}/{name}.csv, row {number}, {column}: {row[column]} there, {value} here")
