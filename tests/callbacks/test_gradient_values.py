@@ -76,6 +76,23 @@ def test_the_step_is_measured_before_clipping() -> None:
     assert first_row(gradient_clip_val=1e-3) == first_row()
 
 
+@pytest.mark.parametrize("mixed", [True, False])
+def test_the_weights_norm_is_of_all_that_the_optimizer_steps(mixed: bool) -> None:
+    """Also of what no batch reaches, which has no gradient; not of what is frozen."""
+
+    class More(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused, self.frozen = nn.Parameter(torch.full((4,), 50.0)), nn.Parameter(torch.full((4,), 9.0))
+            self.frozen.requires_grad_(False)
+
+    module = with_sam(build(More), SAM(0.3)) if mixed else build(More)
+    expected = [param.detach().double() for param in module.parameters() if param.requires_grad]
+    norm = torch.cat([value.flatten() for value in expected]).norm().item()
+    assert norm > 100
+    assert rows_of(module, GradientNormMonitor(), max_steps=1)[0][1]["weight_norm"] == pytest.approx(norm)
+
+
 class Quadratic(pl.LightningModule):
     """L(w) = w A w / 2 with a known Hessian A, in float64."""
 

@@ -13,6 +13,7 @@ from support.sharpness import GAP, TOP, exact, measured, rise
 from torch import Tensor, nn
 
 from lightning_same import ASAM, SAM, SAME, FriendlySAM, MomentumSAM, SharpnessMonitor, with_sam
+from lightning_same.curvature.eigenvalues import extreme_eigenvalues
 from lightning_same.rules.schedules import Linear
 
 
@@ -157,6 +158,24 @@ def test_tracking_agrees_and_takes_fewer_products() -> None:
         assert warm[step][TOP] == pytest.approx(row[TOP], rel=1e-4)
     saved = [row["sharpness/hvps"] - warm[step]["sharpness/hvps"] for step, row in cold.items()]
     assert sum(saved) >= len(saved) / 2
+
+
+@pytest.mark.parametrize("track", [False, True])
+def test_a_search_that_is_led_by_the_last_one_starts_at_another_random_vector(
+    track: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or an eigenvector that the first start misses would be missed for ever."""
+    seeds, starts = [], []
+
+    def watched(hessian: Any, tolerance: Any, both: Any, most: Any, seed: int, start: Any, confident: Any) -> Any:
+        seeds.append(seed)
+        starts.append(start)
+        return extreme_eigenvalues(hessian, tolerance, both, most, seed, start, confident)
+
+    monkeypatch.setattr("lightning_same.callbacks.sharpness.extreme_eigenvalues", watched)
+    measured(build(Plain), SharpnessMonitor(every_n_steps=3, seed=7, track=track), max_epochs=1)
+    assert len(set(seeds)) == (len(seeds) if track else 1)
+    assert [start is None for start in starts] == [True, not track]
 
 
 def test_what_has_not_converged_says_so() -> None:

@@ -1,5 +1,6 @@
 """Label noise of every kind, by itself and in the data."""
 
+import itertools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,15 @@ def test_asymmetric_noise_moves_mapped_classes_alone(kind: type[NoisyImageData])
     for source, target in kind.class_map.items():
         expected[source, source], expected[source, target] = 0.7, 0.3
     np.testing.assert_allclose(shares(true, noisy, k), expected)
+
+
+def test_the_order_in_which_a_map_is_written_does_not_matter() -> None:
+    """A map that is read from a file may come in any."""
+    true = torch.arange(5).repeat(40)
+    class_map = {0: 3, 3: 1, 1: 2, 4: 0}
+    noisy = asymmetric_noise(true, 0.3, class_map, 5, seed=0)
+    for order in itertools.permutations(class_map):
+        assert torch.equal(asymmetric_noise(true, 0.3, {c: class_map[c] for c in order}, 5, seed=0), noisy)
 
 
 def test_the_class_maps_are_the_usual_ones() -> None:

@@ -64,3 +64,25 @@ def test_what_a_batch_shares_its_copy_shares() -> None:
     assert view["view"].tolist() == [1]
     assert lists[0] is lists[1]
     assert lists[0] is not items
+
+
+def test_a_tensor_with_a_history_is_copied_by_value() -> None:
+    """As one comes out of a data set that computes with parameters."""
+    leaf = torch.ones(2, requires_grad=True)
+    for batch in ([leaf * 2], (leaf * 2, 1), {"x": leaf * 2}, [[leaf * 2], "text"]):
+        (x,) = [item for item in torch.utils._pytree.tree_leaves(batch) if isinstance(item, torch.Tensor)]
+        (copied,) = [item for item in torch.utils._pytree.tree_leaves(copy_of(batch)) if isinstance(item, torch.Tensor)]
+        x.data.add_(5)
+        assert copied.tolist() == [2, 2]
+        assert not copied.requires_grad
+
+
+def test_a_tensor_with_attributes_keeps_them_and_shares_neither_them_nor_its_values() -> None:
+    """As detectors hang the boxes' size onto the image, and MONAI its metadata."""
+    x = torch.zeros(2)
+    x.sizes = [3, 4]  # type: ignore[attr-defined]
+    (copied,) = copy_of([x])
+    x.add_(1)
+    x.sizes.append(5)  # type: ignore[attr-defined]
+    assert copied.tolist() == [0, 0]
+    assert copied.sizes == [3, 4]

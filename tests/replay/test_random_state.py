@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_same.replay.random_state import NUMPY, PYTHON, Numpy, Python, Twister
+from lightning_same.replay.random_state import NUMPY, PYTHON, Numpy, Python, Twister, random_state
 from lightning_same.replay.snapshot import Snapshot
 
 
@@ -21,6 +21,28 @@ def test_the_accelerators_random_state() -> None:
     first = torch.rand(3, device=device)
     start.restore()
     assert torch.equal(first, torch.rand(3, device=device))
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_the_random_state_of_any_kind_of_accelerator(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the device's module: its state is the number of draws."""
+    drawn = {0: 3, 1: 40}
+    device = torch.device(kind, 1)
+
+    def read(of: torch.device) -> torch.Tensor:
+        return torch.tensor(drawn[of.index])
+
+    def write(state: torch.Tensor, of: torch.device) -> None:
+        drawn[of.index] = int(state)
+
+    monkeypatch.setattr(getattr(torch, kind), "get_rng_state", read)
+    monkeypatch.setattr(getattr(torch, kind), "set_rng_state", write)
+    put_back = random_state(device)
+    drawn[0] += 1
+    drawn[1] += 5
+    for function in put_back:
+        function()
+    assert drawn == {0: 4, 1: 40}
 
 
 @pytest.mark.parametrize("waiting", [False, True], ids=["", "with a normal number waiting"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import pytest
 import torch
 import torchmetrics
 from support.fits import differences
@@ -181,6 +182,29 @@ def test_long_lists_are_copied_but_not_looked_into() -> None:
     start.restore()
     assert len(module.long) == LENGTH_LIMIT + 1
     assert module.long[0] == 1
+
+
+@pytest.mark.parametrize("metric", [torchmetrics.CatMetric, torchmetrics.classification.BinaryAUROC])
+def test_what_a_metric_has_gathered_is_put_back_without_a_copy_of_it(metric: Any) -> None:
+    """Such a list grows by one tensor a step: to copy them all each time would be quadratic."""
+    module = nn.ModuleDict({"metric": metric()})
+    states = [name for name, value in module["metric"]._defaults.items() if isinstance(value, list)]
+    update = (torch.rand(3),) if metric is torchmetrics.CatMetric else (torch.rand(3), torch.tensor([0, 1, 1]))
+    for _ in range(4):
+        module["metric"].update(*update)
+    before = module["metric"].compute()
+    start = Snapshot(module)
+    module["metric"].update(*update)
+    gathered = [getattr(module["metric"], name) for name in states]
+    assert [len(tensors) for tensors in gathered] == [5] * len(states)
+    start.restore()
+    assert [len(getattr(module["metric"], name)) for name in states] == [4] * len(states)
+    assert differences(module["metric"].compute(), before) == []
+    for name in states:
+        tensor = getattr(module["metric"], name)[0]
+        tensor.zero_()
+        start.restore()
+        assert not tensor.any()
 
 
 def test_shared_and_self_referring_state() -> None:

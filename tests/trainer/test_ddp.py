@@ -142,3 +142,51 @@ def drift(rule: Rule) -> list[Tensor]:
 def test_ranks_stay_bit_identical(ranks: dict[int, Ranks]) -> None:
     results = ranks[2].run(drift, SAME(1, 2.0, 0.3))
     assert differences(results[0], results[1]) == []
+
+
+class Mixed(Plain):
+    """A float64 layer between two of float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8).double(), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[3:](self.layers[2](self.layers[:2](x).double()).float())
+
+
+def train_mixed(rule: Rule, ascent: str) -> Any:
+    module = with_sam(build(Mixed), rule, ascent=ascent, check_replay=False)
+    fit(module, **ddp_options("default"))
+    return [param.detach() for param in module.parameters()]
+
+
+@pytest.mark.parametrize("rule", [SAME((1, 4), 2.0, 0.3), CheckpointSelect((1, 4), 0.3)], ids=repr)
+def test_gradients_of_two_dtypes_are_averaged_each_in_its_own(ranks: dict[int, Ranks], rule: Rule) -> None:
+    """With local ascent g is averaged by this package, not by DDP."""
+    one, two = ranks[2].run(train_mixed, rule, "local")
+    assert differences(one, two) == []
+    assert [value.dtype for value in one].count(torch.float64) == 2
+    expected = local_loop(rule)
+    for a, b in zip(one, expected, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+
+
+def local_loop(rule: Rule) -> list[Tensor]:
+    """Two ranks one after the other, each with an e of its own."""
+    module = build(Mixed)
+    params, optimizer = list(module.parameters()), module.configure_optimizers()
+    batches = list(module.train_dataloader()) * 2
+    for x, y in batches:
+        shares = [[x[rank::2], y[rank::2]] for rank in range(2)]
+        base, perturbed = [], []
+        for share in shares:
+            base.append(torch.autograd.grad(module.training_step(share, 0), params))
+            with rule.perturbed(params, base[-1]):
+                perturbed.append(torch.autograd.grad(module.training_step(share, 0), params))
+        g, s = ([(a + b) / 2 for a, b in zip(*each, strict=True)] for each in (base, perturbed))
+        for param, grad in zip(params, rule.combine(g, s), strict=True):
+            param.grad = grad
+        optimizer.step()
+    return [param.detach() for param in params]

@@ -13,7 +13,8 @@ from support.nets import Plain, build, float64
 from support.ranks import Ranks
 from torch import Tensor
 
-from lightning_same import AESAM, GSAM, SAM, SAME, FriendlySAM, LookSAM, MomentumSAM, Rule, VaSSO, with_sam
+from lightning_same import AESAM, GSAM, SAM, SAME, SANER, FriendlySAM, LookSAM, MomentumSAM, Rule, VaSSO, with_sam
+from lightning_same.rules.perturbations import VarianceSuppressed
 
 BAD = 3
 """The step at which it happens."""
@@ -168,6 +169,15 @@ def test_a_loss_scaler_skips_by_itself() -> None:
     made = fit(module, precision="16-scaled")
     assert "sam/skipped_steps" not in made.callback_metrics
     assert made.precision_plugin.scaler.get_scale() < 2.0**10 * 4
+    assert all(param.isfinite().all() for param in module.parameters())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_is_dropped_for_its_base_gradient_alone(bad: float) -> None:
+    """VaSSO's e comes from an average that g cannot spoil, so that s is finite; and d of SANER is made of both."""
+    rule = SANER(0.5, rho=0.3, perturbation=VarianceSuppressed(0.4))
+    module = with_sam(build(Faulty, (1,), bad=bad), rule, nonfinite="skip")
+    assert fit(module).callback_metrics["sam/skipped_steps"] == 1
     assert all(param.isfinite().all() for param in module.parameters())
 
 

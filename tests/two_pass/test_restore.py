@@ -1,9 +1,12 @@
 """The weights come back from w + e, whatever happens in pass two."""
 
+import copy
+import random
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -48,6 +51,47 @@ def test_an_error_in_pass_two_leaves_the_weights_at_w(error: type[BaseException]
     assert differences([saved[name] for name, _ in module.named_parameters()], before[-1]) == []
     assert module.sam_pass == 0
     fit(module, max_epochs=0)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_an_error_in_pass_two_leaves_all_as_pass_one_has_left_it(where: str) -> None:
+    """Buffers of BatchNorm and of the module's own, attributes, metrics, and every kind of random number."""
+
+    class Fails(EverythingSAM):
+        sam = SAM(0.3)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            out = super().training_step(batch, batch_idx)
+            if batch_idx == 2 and self.sam_pass == 1:
+                left.append(state(self))
+            if batch_idx == 2 and self.sam_pass == 2:
+                assert differences(state(self)["buffers"], left[0]["buffers"]) != []
+                torch.rand(1), random.random(), np.random.rand()
+                if where == "forward":
+                    raise ValueError("in pass two")
+                out["loss"].register_hook(fail)
+            return out
+
+    def fail(_: Tensor) -> None:
+        raise ValueError("in pass two")
+
+    def state(module: Any) -> dict[str, Any]:
+        return {
+            "buffers": {name: value.clone() for name, value in module.named_buffers()},
+            "attributes": [module.steps_seen, [*module.history], copy.deepcopy(module.nested)],
+            "generator": module.generator.get_state(),
+            "random": [torch.get_rng_state(), random.getstate(), [*np.random.get_state()]],
+            "metrics": module.losses.update_count,
+        }
+
+    class See(Callback):
+        def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+            left.append(state(pl_module))
+
+    left: list[dict[str, Any]] = []
+    with pytest.raises(ValueError, match="in pass two"):
+        fit(build(Fails), callbacks=[See()], limit_val_batches=0)
+    assert differences(left[0], left[1]) == []
 
 
 def test_validation_sees_the_unperturbed_weights() -> None:
