@@ -305,7 +305,7 @@ def preload() -> None:
 
 def equivalent() -> dict[str, str]:
     """Of faults by their names, why they are none."""
-    entries = tomllib.loads((HERE / "equivalent_mutants.toml").read_text())["mutant"]
+    entries = tomllib.loads((HERE / "equivalent_mutants.toml").read_text()).get("mutant", [])
     return {
         f"{entry['file']}: {entry['before'].strip()} -> {entry['after'].strip()}": entry["why"] for entry in entries
     }

@@ -1,16 +1,45 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import support.environment  # noqa: F401
+from support.paths import TESTS
 from support.ranks import Ranks
+from support.speed import slowness
+
+FAST = ("gradients", "replay", "rules")
+"""Folders whose tests take milliseconds each, but for those in `SLOWER`; the rest is not even imported for them."""
+
+SLOWER = ("test_cost.py", "test_controls.py")
+
+
+def is_fast(path: Path) -> bool:
+    """Whether the tests of a file, or of a folder, are."""
+    inner = path.relative_to(TESTS).parts if TESTS in path.parents else ()
+    return bool(inner) and inner[0] in FAST and path.name not in SLOWER
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m fast``, leave out the files that have no such test."""
+    return (
+        True if config.option.markexpr == "fast" and collection_path != TESTS and not is_fast(collection_path) else None
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # Before xdist looks for the groups.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all tests of several processes, and starts each group of them once."""
+    """One worker runs all tests of several processes; limits are those of this machine; what starts nothing is fast."""
+    scale = slowness()
     for item in items:
-        if "ranks" in getattr(item, "fixturenames", ()):
+        starts_processes = "ranks" in getattr(item, "fixturenames", ())
+        if starts_processes:
             item.add_marker(pytest.mark.xdist_group("ranks"))
+        if item.config.getoption("timeout", None) is None:
+            own = item.get_closest_marker("timeout")
+            limit = float(own.args[0] if own and own.args else item.config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(limit * scale), append=False)
+        if is_fast(item.path) and not starts_processes:
+            item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from lightning_same.__main__ import COMMANDS, main
 def loaded_by(code: str) -> set[str]:
     """The top-level modules that a fresh process has loaded after some code."""
     code += "\nimport sys\nprint('modules:', *{name.partition('.')[0] for name in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.rpartition("modules:")[2].split())
 
 

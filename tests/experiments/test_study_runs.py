@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support.studies import MARKER, content, markers, said, wait_for, with_fault, write_study
+from support.studies import MARKER, content, gone, markers, said, wait_for, wait_until, with_fault, write_study
 
 from lightning_same.cli.fit import SAMCLI
 from lightning_same.experiments.study import main
@@ -120,10 +120,7 @@ def test_orphans_end_with_their_parent(study: str, start: Callable[..., BaseProc
     (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.join()
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{worker}").exists() and "Z" not in Path(f"/proc/{worker}/stat").read_text().split()[2]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: gone(int(worker)))
 
 
 @pytest.mark.parametrize("fault", ["Fail", "Die"])

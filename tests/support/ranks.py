@@ -10,8 +10,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from support.speed import slowness
+
 PATIENCE = 300.0
-"""Seconds that one function may take on all ranks."""
+"""Seconds that one function may take on all ranks, on an idle machine."""
 
 
 class Ranks:
@@ -28,10 +30,13 @@ class Ranks:
     def run(self, function: Callable[..., Any], *args: Any, patience: float = PATIENCE) -> list[Any]:
         """Call a module-level function on every rank.
 
+        A call that ends in any other way than by its results, also by an exception that a time-out or Ctrl-C raises
+        here while it waits, ends the processes: no later call gets its answer.
+
         Args:
             function: pickled by its name.
             *args: pickled.
-            patience: seconds that it may take on all ranks.
+            patience: seconds that it may take on all ranks, on an idle machine.
 
         Returns:
             What each rank returned.
@@ -39,33 +44,38 @@ class Ranks:
         Raises:
             RuntimeError: if a rank raised, died or took too long; the group is started anew for the next call.
         """
-        if not self._workers:
-            self._start()
-        for _, pipe in self._workers:
-            pipe.send_bytes(pickle.dumps((function, args)))
-        results, errors = [], []
-        for rank, (_, pipe) in enumerate(self._workers):
-            try:
-                if not pipe.poll(patience):
-                    raise EOFError(f"no answer in {patience} s")
-                good, result = pickle.loads(pipe.recv_bytes())
-            except EOFError as error:
-                good, result = False, repr(error)
-            (results if good else errors).append(result if good else f"rank {rank}: {result}")
-            if not good:
-                break
-        if errors:
+        try:
+            if not self._workers:
+                self._start()
+            for _, pipe in self._workers:
+                pipe.send_bytes(pickle.dumps((function, args)))
+            return [self._answer(rank, pipe, patience) for rank, (_, pipe) in enumerate(self._workers)]
+        except BaseException:
             self.stop()
-            raise RuntimeError("\n".join(errors))
-        return results
+            raise
 
     def stop(self) -> None:
         """End the processes."""
-        for process, pipe in self._workers:
+        workers, self._workers = self._workers, []
+        for process, pipe in workers:
             pipe.close()
             process.terminate()
+        for process, _ in workers:
             process.join(10)
-        self._workers = []
+            process.kill()
+            process.join()
+
+    def _answer(self, rank: int, pipe: Connection, patience: float) -> Any:
+        try:
+            limit = patience * slowness()
+            if not pipe.poll(limit):
+                raise EOFError(f"no answer in {limit:.0f} s")
+            good, result = pickle.loads(pipe.recv_bytes())
+        except (EOFError, OSError) as error:  # OSError: the other end was killed.
+            good, result = False, repr(error)
+        if not good:
+            raise RuntimeError(f"rank {rank}: {result}")
+        return result
 
     def _start(self) -> None:
         with socket.socket() as probe:

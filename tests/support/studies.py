@@ -16,6 +16,8 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from typing_extensions import override
 
+from support.speed import slowness
+
 
 class Die(Callback):
     """Kills its own process, as the kernel does where memory is short."""
@@ -139,6 +141,8 @@ def begin(arguments: list[str], log: str) -> None:
     from lightning_same.experiments.study import main, workers
     from lightning_same.experiments.study.writing import output_to
 
+    # A shell that starts the tests in the background lets them ignore Ctrl-C, and so all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     workers._CONTEXT = multiprocessing.get_context("fork")
     with output_to(Path(log)):
         main(arguments)
@@ -195,7 +199,7 @@ def gone(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * slowness()
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from support.fits import differences, fit
 from support.nets import Plain, build, float64
+from support.speed import slowness
 from torch import Tensor
 
 from lightning_same import SAME, with_sam
@@ -49,7 +50,7 @@ def test_two_nodes_of_two_processes_are_one_process(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     for node in nodes:
-        _, error = node.communicate(timeout=240)
+        _, error = node.communicate(timeout=240 * slowness())
         assert node.returncode == 0, error.decode()[-2000:]
     weights: dict[str, list[Tensor]] = {file.stem: torch.load(file) for file in sorted(tmp_path.glob("*.pt"))}
     assert list(weights) == ["0-0", "0-1", "1-0", "1-1"]

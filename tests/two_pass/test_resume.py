@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from support.fits import differences, go_on, trainer
 from support.nets import Plain, build, collate, seed_all
+from support.speed import slowness
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -114,7 +115,7 @@ def fresh() -> Any:
 def killed(fresh: Any, *args: Any) -> None:
     process = fresh.Process(target=be_killed, args=args)
     process.start()
-    process.join(120)
+    process.join(120 * slowness())
     assert process.exitcode == -signal.SIGKILL
 
 
