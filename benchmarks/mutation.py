@@ -107,9 +107,9 @@ class Fault(NamedTuple):
         """The same wherever in the file the lines stand."""
         return f"{self.file}: {self.before.strip()} -> {self.after.strip()}"
 
-    def mutated(self) -> str:
-        """The whole file with the fault."""
-        lines = (ROOT / self.file).read_text().split("\n")
+    def put_into(self, whole: str) -> str:
+        """The file with the fault."""
+        lines = whole.split("\n")
         size = self.before.count("\n") + 1
         return "\n".join([*lines[: self.line - 1], *self.after.split("\n"), *lines[self.line - 1 + size :]])
 
@@ -235,7 +235,7 @@ class Copy:
         """What the tests say of a fault (``found``, ``survived``, ``time-out``), which said it, and the CPU time."""
         place = self.root / fault.file
         whole = place.read_bytes()
-        place.write_text(fault.mutated())
+        place.write_text(fault.put_into(whole.decode()))
         try:
             code, seconds = self.tests(fault.tests, limit, slow=fault.package == "planted")
         finally:
@@ -325,12 +325,14 @@ def run(package: str, number: int, seed: int, slowness: float) -> None:
     faults, total = (planted(), 0) if package == "planted" else drawn(package, number, seed)
     results = load()
     known = results.get(package, {}).get("faults", {})
-    left = [fault for fault in faults if known.get(fault.name, {}).get("state") != fault.state()]
+    states = {fault.name: fault.state() for fault in faults}
+    left = [fault for fault in faults if known.get(fault.name, {}).get("state") != states[fault.name]]
+    left.sort(key=lambda fault: fault.name in known)  # Those that were never tried come first.
     print(
         f"{package}: {len(faults)} faults of {total or len(faults)}, {len(faults) - len(left)} of them known",
         flush=True,
     )
-    kept = {fault.name: known[fault.name] for fault in faults if fault not in left}
+    kept = {fault.name: known[fault.name] for fault in faults if fault.name in known}
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))
         limits: dict[tuple[str, ...], float] = {}
@@ -347,7 +349,7 @@ def run(package: str, number: int, seed: int, slowness: float) -> None:
                 "outcome": outcome,
                 "by": by,
                 "cpu_seconds": round(seconds, 1),
-                "state": fault.state(),
+                "state": states[fault.name],
             } | ({"promise": fault.promise} if fault.promise else {})
             results = load()
             results[package] = {"of": total, "seed": seed, "faults": kept}
