@@ -239,12 +239,13 @@ def _options(found: Analysis) -> list[str]:
     """What single options do: condition, radius, gains, doses."""
     body: list[str] = []
     if len(found.trends):
+        claimed = any(found.trends["notes"])
         body += [
             "## Over condition and radius",
             "How the late phase changes as the condition, or the radius, doubles: the mean over the seeds of the slope,"
             " with its interval; accuracies as shares, norms and eigenvalues as logarithms to base 2 (-1 is half as"
-            " much). Claims after Holm's correction.",
-            markdown(_rounded(found.trends)),
+            " much)." + (" Claims after Holm's correction." if claimed else ""),
+            markdown(_rounded(found.trends if claimed else found.trends.drop(columns=["notes", "claim"]))),
         ]
     if len(found.factors):
         body += [
