@@ -16,7 +16,7 @@ from lightning_same.callbacks.probe import LossFn, check_probe, probe
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.replay.snapshot import modules_of
 from lightning_same.rules.base import Rule
-from lightning_same.rules.settings import check_number
+from lightning_same.rules.settings import check_function, check_number
 from lightning_same.trainer.distributed import reshard
 from lightning_same.trainer.loop import callbacks_of, is_accumulating
 
@@ -66,10 +66,8 @@ class GradientMonitor(Monitor, abc.ABC):
     ) -> None:
         super().__init__(name)
         self.cadence = Cadence(self, every_n_steps, every_n_epochs)
-        if noisy_mask is not None and not callable(noisy_mask):
-            raise ValueError(
-                f"{type(self).__name__}: `noisy_mask` must be a function of the batch, got {noisy_mask!r}."
-            )
+        check_function(self, "noisy_mask", noisy_mask)
+        check_function(self, "loss_fn", loss_fn)
         self.per_layer = per_layer
         self.per_group = per_group
         self.noisy_mask = noisy_mask

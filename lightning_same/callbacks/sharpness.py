@@ -23,7 +23,7 @@ from lightning_same.curvature.gradient import gradient_curvature
 from lightning_same.curvature.hessian import Hessian
 from lightning_same.curvature.neighborhood import average_case_sharpness, worst_case_sharpness
 from lightning_same.curvature.vectors import cosine, dots
-from lightning_same.rules.settings import check_int, check_number
+from lightning_same.rules.settings import check_function, check_int, check_number
 from lightning_same.trainer.loop import is_accumulating, steps_logged
 from lightning_same.trainer.optimizers import largest_lr
 
@@ -130,6 +130,9 @@ class SharpnessMonitor(Monitor):
         super().__init__(name)
         self.cadence = Cadence(self, every_n_steps, every_n_epochs, default_steps=EVERY_N_STEPS)
         check_int(self, "max_products", max_products, at_least=1)
+        check_int(self, "seed", seed, at_least=0)
+        check_function(self, "loss_fn", loss_fn)
+        check_function(self, "samples_fn", samples_fn)
         self._probe = ProbeBatches(self, probe_batches)
         for option, radius in {"rho": rho, "worst_case": worst_case, "average_case": average_case}.items():
             if radius is not None:

@@ -47,6 +47,10 @@ def parser_error(message: str) -> str:
         if owner and said and not re.match(r"Does not validate|Subtypes:|Errors:|Given value", said):
             return f"{'.'.join(keys)}: {owner}: {one_line(said, 500)}"
     kinds = re.findall(r"Expected an? <class '(\w+)'>", message)
+    subtypes = re.search(r"^\s*Subtypes: (.*)", message, re.MULTILINE)
+    choices = re.findall(r"typing\.Literal\[([^\]]*)\]", subtypes[1] if subtypes else "")
+    if choices:
+        kinds = [f"one of {', '.join(choices)}", *dict.fromkeys(kinds)]
     given = re.search(r"^\s*Given value: (.*)", message, re.MULTILINE)
     if keys and kinds and given:
         wanted = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)

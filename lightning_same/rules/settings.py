@@ -112,6 +112,21 @@ def check_int(owner: object, name: str, value: Any, *, at_least: int) -> int:
     return int(value)
 
 
+def check_function(owner: object, name: str, value: Any) -> None:
+    """Refuse what cannot be called.
+
+    Args:
+        owner: the object that is constructed; its class is named in the error.
+        name: of the argument.
+        value: what the user has passed; None is no function and is left to the owner.
+
+    Raises:
+        ValueError: names the owner, the argument, what was expected and what was got.
+    """
+    if value is not None and not callable(value):
+        raise ValueError(f"{type(owner).__name__}: `{name}` must be a function or None, got {_shown(value)}.")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 

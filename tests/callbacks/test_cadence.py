@@ -138,7 +138,7 @@ def test_a_resumed_run_measures_at_the_same_steps(tmp_path: Path) -> None:
         ({"every_n_epochs": True}, "`every_n_epochs` must be a whole number >= 1, got True"),
         ({"every_n_epochs": 1, "every_n_steps": 2}, "give either `every_n_steps` or `every_n_epochs`.*got 2 and 1"),
         ({"rho": 0}, "`rho` must be a finite number > 0, got 0"),
-        ({"noisy_mask": "label"}, "`noisy_mask` must be a function of the batch, got 'label'"),
+        ({"noisy_mask": "label"}, "`noisy_mask` must be a function or None, got 'label'"),
     ],
 )
 def test_bad_options_are_named(monitor: Any, options: Any, complaint: str) -> None:

@@ -123,6 +123,10 @@ def test_it_disturbs_nothing(tmp_path: Path, options: dict[str, Any], precision:
         ({"dtype": "float32"}, '`dtype` must be "float64", "auto" or None, got \'float32\''),
         ({"worst_case": 0}, "`worst_case` must be a finite number > 0"),
         ({"average_case": -1}, "`average_case` must be a finite number > 0"),
+        ({"seed": "x"}, "`seed` must be a whole number >= 0, got 'x'"),
+        ({"seed": 2**70}, "`seed` must be a whole number >= 0, got 1180591620717411303424"),
+        ({"loss_fn": 3}, "`loss_fn` must be a function or None, got 3"),
+        ({"samples_fn": "len"}, "`samples_fn` must be a function or None, got 'len'"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:

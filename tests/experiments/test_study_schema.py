@@ -223,6 +223,7 @@ def test_a_name_that_leads_elsewhere_is_a_folder_below_runs(tmp_path: Path) -> N
     [
         ({"trainer.max_epoch": 1}, "max_epoch"),
         ({"trainer.max_epochs": "many"}, "max_epochs"),
+        ({"trainer.precision": "x"}, "trainer.precision must be one of 64, 32, 16, 'transformer-engine', "),
         ({"trainer": 5}, "`trainer` must be a mapping of options, got 5"),
         ({"model.class_path": "nowhere.Net"}, "nowhere"),
         ({"data.init_args.batch_size": 0}, "`batch_size` must be a whole number from 1"),

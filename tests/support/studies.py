@@ -43,6 +43,17 @@ class Fail(Callback):
         raise RuntimeError("this run fails")
 
 
+class Slow(Callback):
+    """Takes some time in each epoch."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        time.sleep(self.seconds)
+
+
 class Weighted(Callback):
     """Takes a mapping with keys that are numbers."""
 
@@ -138,12 +149,13 @@ def begin(arguments: list[str], log: str) -> None:
     """The command in a process of its own, whose workers are forked: that process has trained nothing itself."""
     import multiprocessing
 
-    from lightning_same.experiments.study import main, workers
+    from lightning_same.experiments.study import main
+    from lightning_same.experiments.study.executors import processes
     from lightning_same.experiments.study.writing import output_to
 
     # A shell that starts the tests in the background lets them ignore Ctrl-C, and so all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    workers._CONTEXT = multiprocessing.get_context("fork")
+    processes._CONTEXT = multiprocessing.get_context("fork")
     with output_to(Path(log)):
         main(arguments)
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,16 +36,34 @@ def check_runs(study: Study) -> None:
     Raises:
         StudyError: names the method, what is wrong, and the choices.
     """
+    check_built(first_runs(study.runs), study.lines)
+
+
+def check_built(runs: Iterable[Run], lines: Mapping[str, str] | None = None) -> None:
+    """Build what the configurations name, and fetch data that are missing.
+
+    Args:
+        runs: all of them are built.
+        lines: for each method, file and line where it stands.
+
+    Raises:
+        StudyError: names the method, what is wrong, and the choices.
+    """
     checked = set()
-    for run in first_runs(study.runs):
-        at = study.lines.get(run.method)
+    for run in runs:
+        at = (lines or {}).get(run.method)
         who = f"{f'{at}: ' if at else ''}Method {run.method!r}"
         cli = _built(run, who)
         if cli.datamodule is not None:
-            data = json.dumps(encode(run.config.get("data")), sort_keys=True)
+            data = data_of(run)
             if data not in checked:
                 checked.add(data)
                 _check_data(cli, who)
+
+
+def data_of(run: Run) -> str:
+    """Equal for runs on equal data."""
+    return json.dumps(encode(run.config.get("data")), sort_keys=True)
 
 
 def check_directory(study: Study, directory: Path) -> list[str]:

@@ -1,10 +1,11 @@
 """What ``lightning-same study`` does."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
-from contextlib import closing
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,14 +14,16 @@ from rich.console import Console
 from lightning_same.cli.errors import INTERRUPTED, one_line, say, told
 from lightning_same.experiments.study.check import check_directory, check_names, check_room, check_runs
 from lightning_same.experiments.study.errors import StudyError
+from lightning_same.experiments.study.executors.events import Executor
+from lightning_same.experiments.study.executors.processes import Processes
 from lightning_same.experiments.study.interrupts import Interrupts
 from lightning_same.experiments.study.options import COMMAND
 from lightning_same.experiments.study.outcome import finished, state
+from lightning_same.experiments.study.own_process import train
 from lightning_same.experiments.study.plan import PLAN, RUNS, Run, Study
 from lightning_same.experiments.study.progress import StudyProgress
 from lightning_same.experiments.study.report import write_report
-from lightning_same.experiments.study.run import disk_is_full, perform
-from lightning_same.experiments.study.workers import end_all, run_all
+from lightning_same.experiments.study.run import disk_is_full
 from lightning_same.experiments.study.writing import remove_parts, write_atomically
 
 
@@ -49,6 +52,20 @@ def execute(options: argparse.Namespace) -> None:
             raise StudyError(_full(directory)) from error
 
 
+def _executor(options: argparse.Namespace) -> Executor:
+    if options.ray is None:
+        return Processes(options.jobs or 1)
+    from lightning_same.experiments.study.executors.ray_cluster import RayCluster
+
+    return RayCluster(
+        options.ray,
+        cpus=options.cpus_per_run,
+        gpus=options.gpus_per_run,
+        max_concurrent=options.max_concurrent,
+        retries=2 if options.retries is None else options.retries,
+    )
+
+
 def _study(study: Study, directory: Path, options: argparse.Namespace) -> None:
     runs = directory / RUNS
     if options.run is not None:
@@ -57,8 +74,13 @@ def _study(study: Study, directory: Path, options: argparse.Namespace) -> None:
         say(f"{COMMAND}: {line}")
     if options.run is None:
         check_runs(study)
+    executor = _executor(options)
     if options.dry_run:
-        _list(study, runs)
+        left = _left(study, directory)
+        if options.ray is not None and left:
+            with executor:
+                _check(executor, left, study, directory)
+        _list(study, {run.name for run in left})
         return
     directory.mkdir(parents=True, exist_ok=True)
     check_room(directory)
@@ -66,36 +88,34 @@ def _study(study: Study, directory: Path, options: argparse.Namespace) -> None:
     if options.print_commands:
         _print_commands(study, directory, options)
     elif options.run is not None:
-        import torch
-
-        torch.set_num_threads(study.threads)
-        perform(next(run for run in study.runs if run.name == options.run), runs)
+        train(next(run for run in study.runs if run.name == options.run), runs, study.threads)
     else:
-        _run(study, directory, options.jobs)
+        _run(study, directory, executor)
 
 
-def _run(study: Study, directory: Path, jobs: int) -> None:
+def _check(executor: Executor, left: Sequence[Run], study: Study, directory: Path) -> None:
+    for line in executor.check(left, directory / RUNS, study.threads):
+        say(f"{COMMAND}: {line}")
+
+
+def _run(study: Study, directory: Path, executor: Executor) -> None:
     try:
         held = FileLock(directory / ".lock").acquire(timeout=0)
     except Timeout:
         raise StudyError(f"Another command is running the study in {directory}.") from None
     failed: dict[str, str] = {}
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    with held, Interrupts(end_all) as interrupts:
-        runs = directory / RUNS
-        remove_parts(directory, directory / "tables", directory / "figures")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(held)
+        remove_parts(directory, directory / "tables", directory / "figures", directory / RUNS)
         # Seed by seed, so that a report on a part of the runs has all methods.
         left = sorted(_left(study, directory), key=lambda run: run.seed)
-        with (
-            StudyProgress(study.runs, left, console) as progress,
-            closing(run_all(left, runs, jobs, study.threads, lambda: interrupts.stopped)) as events,
-        ):
-            for event in events:
-                progress.show(event)
-                if event.kind == "failed":
-                    failed[event.run.name] = event.value
-                if event.kind == "full":
-                    raise StudyError(_full(directory))
+        if left:
+            stack.enter_context(executor)
+            _check(executor, left, study, directory)
+        # After the executor, which may set handlers of its own.
+        interrupts = stack.enter_context(Interrupts(executor.end))
+        if left:
+            failed = _perform(study, left, directory, executor, lambda: interrupts.stopped)
         _keep(study, directory)  # if it was removed meanwhile
         if interrupts.stopped:
             say("Stopped. The report on what is finished is being written; Ctrl-C again ends without it.")
@@ -108,6 +128,25 @@ def _run(study: Study, directory: Path, jobs: int) -> None:
         for name, why in failed.items():
             say(f"  {name}: {one_line(why)}")
         sys.exit(1)
+
+
+def _perform(
+    study: Study, left: Sequence[Run], directory: Path, executor: Executor, stopped: Callable[[], bool]
+) -> dict[str, str]:
+    """Perform runs and show how far they are; the names of those that fail, and why."""
+    failed: dict[str, str] = {}
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with (
+        StudyProgress(study.runs, left, console) as progress,
+        contextlib.closing(executor.run_all(left, directory / RUNS, study.threads, stopped)) as events,
+    ):
+        for event in events:
+            progress.show(event)
+            if event.kind == "failed":
+                failed[event.run.name] = event.value
+            if event.kind == "full":
+                raise StudyError(_full(directory))
+    return failed
 
 
 def _keep(study: Study, directory: Path) -> None:
@@ -134,9 +173,9 @@ def _report(study: Study, directory: Path) -> None:
     say(f"{len(done)} of {len(study.runs)} runs are finished. Report: {page}")
 
 
-def _list(study: Study, runs: Path) -> None:
+def _list(study: Study, left: Container[str]) -> None:
     for run in study.runs:
-        _print(f"{'done' if finished(run, runs) else 'left'}  {run.name}")
+        _print(f"{'left' if run.name in left else 'done'}  {run.name}")
     _print(f"{len(study.runs)} runs")
 
 

@@ -24,7 +24,14 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("directory", nargs="?", help="The results directory that `report` reads.")
     parser.add_argument("-c", "--config", help="The study's YAML file; docs/study.md describes it.")
     parser.add_argument("--results", metavar="DIR", help="Where the results go; by default runs/NAME.")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="Runs at a time; 1 by default.")
+    parser.add_argument("--jobs", type=int, metavar="N", help="Runs at a time on this machine; 1 by default.")
+    ray = parser.add_argument_group("on a Ray cluster (docs/several_machines.md)")
+    where = "HOST:PORT or auto, this machine's; without an address a Ray of its own."
+    ray.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help=f"Runs as Ray tasks: {where}")
+    ray.add_argument("--cpus-per-run", type=float, metavar="N", help="By default the study's threads for each device.")
+    ray.add_argument("--gpus-per-run", type=float, metavar="N", help="May be a share of one; by default one a device.")
+    ray.add_argument("--max-concurrent", type=int, metavar="N", help="Runs at a time; by default all with room.")
+    ray.add_argument("--retries", type=int, metavar="N", help="For runs lost with process or node; 2 by default.")
     parser.add_argument("--run", metavar="NAME", help="Only this run, in this process, and no report.")
     parser.add_argument("--dry-run", action="store_true", help="Check everything, and list the runs that are left.")
     parser.add_argument("--print-commands", action="store_true", help="Print one command per unfinished run.")
@@ -33,7 +40,28 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
         parser.error("`report` needs the results directory: lightning-same study report DIR")
     if options.command is None and options.config is None:
         parser.error("give the study: --config configs/studies/digits.yaml, or `report DIR`")
-    if not 1 <= options.jobs <= MAX_JOBS:
+    if options.jobs is not None and not 1 <= options.jobs <= MAX_JOBS:
         bound = "at least 1" if options.jobs < 1 else f"at most {MAX_JOBS}"
         parser.error(f"--jobs must be {bound}, got {options.jobs}")
+    _check_ray(parser, options)
     return options
+
+
+def _check_ray(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    given = {name: getattr(options, name.replace("-", "_")) for name in _RAY}
+    for name, value in given.items():
+        if value is None:
+            continue
+        low, whole = _RAY[name]
+        if options.ray is None:
+            parser.error(f"--{name} belongs to --ray")
+        if not low <= value <= 10_000:
+            parser.error(f"--{name} must be from {low} to 10000, got {value:g}")
+        if not whole and value > 1 and value != int(value):
+            parser.error(f"--{name} must be a share of 1 or a whole number, as Ray has it, got {value:g}")
+    if options.ray is not None and (options.jobs is not None or options.run is not None or options.print_commands):
+        parser.error("--ray stands for itself: without --jobs, --run and --print-commands")
+
+
+_RAY = {"cpus-per-run": (0, False), "gpus-per-run": (0, False), "max-concurrent": (1, True), "retries": (0, True)}
+"""Options of Ray: the least value, and whether it is a whole number by its type."""

@@ -7,8 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lightning_same.experiments.study.executors.events import Event
 from lightning_same.experiments.study.plan import Run
-from lightning_same.experiments.study.workers import Event
 
 
 class StudyProgress:
@@ -24,6 +24,7 @@ class StudyProgress:
         self.total, self.ended = len(runs), len(runs) - len(left)
         self.console = console
         self.epochs = {run.name: 0 for run in left}
+        self.nodes: dict[str, str] = {}
         # The speed over an hour: methods differ in the passes that they take, and the bar shall not jump about.
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -52,15 +53,31 @@ class StudyProgress:
     def show(self, event: Event) -> None:
         """Show an event."""
         run = event.run
-        if event.kind == "epoch":
-            epochs = min(event.value, run.epochs or 0)
-        else:
-            epochs = run.epochs or 1  # one that stopped early or failed is over, too
-            self.ended += 1
-            said = "done" if event.kind == "done" else f"FAILED: {event.value}"
-            self.console.print(f"[{self.ended}/{self.total}] {run.name}: {said}", markup=False)
+        match event.kind:
+            case "started":
+                epochs = 0
+                self.nodes[run.name] = event.value
+                if event.value:
+                    self._print(f"{run.name}: on {event.value}")
+            case "epoch":
+                epochs = min(event.value, run.epochs or 0)
+            case "again":
+                epochs = 0
+                self.nodes.pop(run.name, None)
+                self._print(f"{run.name}: lost, and begun anew: {event.value}")
+            case _:
+                epochs = run.epochs or 1  # one that stopped early or failed is over, too
+                self.ended += 1
+                self.nodes.pop(run.name, None)
+                said = "done" if event.kind == "done" else f"FAILED: {event.value}"
+                self._print(f"[{self.ended}/{self.total}] {run.name}: {said}")
         self.bar.update(self.task, advance=epochs - self.epochs[run.name], description=self._count())
         self.epochs[run.name] = epochs
 
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
     def _count(self) -> str:
-        return f"{self.ended}/{self.total} runs,"
+        nodes = len(set(self.nodes.values()) - {""})
+        where = f" {len(self.nodes)} on {nodes} node{'s' if nodes > 1 else ''}," if nodes else ""
+        return f"{self.ended}/{self.total} runs,{where}"

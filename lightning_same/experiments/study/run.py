@@ -10,7 +10,6 @@ import subprocess
 import time
 from argparse import ArgumentError
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,24 @@ from typing_extensions import override
 
 from lightning_same.cli.errors import one_line
 from lightning_same.cli.fit import SAMCLI, explained
-from lightning_same.experiments.study.errors import StudyError
+from lightning_same.experiments.study.environment import versions
+from lightning_same.experiments.study.errors import Kind, StudyError
 from lightning_same.experiments.study.identity import checksum
 from lightning_same.experiments.study.outcome import check, finished, state
 from lightning_same.experiments.study.plan import MARKER, METRICS, OWN, Config, Run, set_option
 from lightning_same.experiments.study.reading import dump_yaml
 from lightning_same.experiments.study.writing import sync, write_atomically
 
+
+class BusyError(StudyError):
+    """Another process is at the run."""
+
+
 PATIENCE = 30.0
 """Seconds to wait for a run that another process is at: a worker may outlive its killed parent by a moment."""
+
+ASKED = "fit.yaml"
+"""What a run's fit is given, in its directory."""
 
 CHECKPOINTS = "checkpoints"
 """Where `ModelCheckpoint` writes in a run's directory unless it is told where."""
@@ -64,28 +72,42 @@ def perform(run: Run, directory: Path, tell: Callable[[int], None] = lambda epoc
     place = directory / run.name
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(directory / f".{run.name}.lock").acquire(timeout=PATIENCE)
+        held = FileLock(lock_of(run, directory)).acquire(timeout=PATIENCE)
     except Timeout:
-        raise StudyError(f"Run {run.name!r} is being trained by another process.") from None
+        raise BusyError(f"Run {run.name!r} is being trained by another process.") from None
     with held:
         if finished(run, directory):
             return
         make_room(run, directory)
         place.mkdir()
-        asked = place / "fit.yaml"
-        asked.write_text(dump_yaml(fit_config(run, directory)), encoding="utf-8")
+        (place / ASKED).write_text(dump_yaml(fit_config(run, directory)), encoding="utf-8")
         watch = Watch(tell)
-        refuse: dict[str, Any] = {"exit_on_error": False}
-        try:
-            cli = SAMCLI(
-                args=["fit", "--config", str(asked)],
-                trainer_defaults={"callbacks": [watch]},
-                parser_kwargs=refuse | {"fit": refuse},
-            )
-        except ArgumentError as error:
-            raise StudyError(f"Run {run.name!r}: {one_line(explained(error.message))}") from error
+        cli = _fitted(run, place, watch)
         outcome = _outcome(run, cli, watch)
         write_atomically(place / MARKER, json.dumps(outcome | {"check": check(outcome)}, indent=1))
+
+
+def lock_of(run: Run, directory: Path) -> Path:
+    """The file that whoever is at a run holds locked."""
+    return directory / f".{run.name}.lock"
+
+
+def follow(run: Run, directory: Path) -> None:
+    """Be a further process of a run's Trainer: fit and test with the one that performs it, and write nothing."""
+    cli = _fitted(run, directory / run.name, Watch(lambda epoch: None))
+    _tests(cli)
+
+
+def _fitted(run: Run, place: Path, watch: "Watch") -> SAMCLI:
+    refuse: dict[str, Any] = {"exit_on_error": False}
+    try:
+        return SAMCLI(
+            args=["fit", "--config", str(place / ASKED)],
+            trainer_defaults={"callbacks": [watch]},
+            parser_kwargs=refuse | {"fit": refuse},
+        )
+    except ArgumentError as error:
+        raise StudyError(f"Run {run.name!r}: {one_line(explained(error.message))}") from error
 
 
 def make_room(run: Run, directory: Path) -> None:
@@ -105,7 +127,7 @@ def make_room(run: Run, directory: Path) -> None:
 def _left_by_a_run(path: Path) -> bool:
     if path.name == CHECKPOINTS and path.is_dir() and not path.is_symlink():
         return all(file.suffix == ".ckpt" for file in path.iterdir())
-    known = path.name in ("fit.yaml", "config.yaml", "hparams.yaml", METRICS, MARKER)
+    known = path.name in (ASKED, "config.yaml", "hparams.yaml", METRICS, MARKER)
     part = path.name.startswith(".") and path.suffix == ".part"
     return (known or part) and not path.is_dir()
 
@@ -138,22 +160,14 @@ class Watch(Callback):
 
 def _outcome(run: Run, cli: SAMCLI, watch: Watch) -> Config:
     """What is known when the fit is over: the tests of the last and of the best weights, and the times."""
-    trainer, model, data = cli.trainer, cli.model, cli.datamodule
-    if trainer.interrupted:
-        raise StudyError("The fit was interrupted.")
+    trainer, data = cli.trainer, cli.datamodule
     place = Path(trainer.default_root_dir)
-    trainer.loggers = []  # `METRICS` holds the fit alone
     if not (place / METRICS).exists():
         raise StudyError("The fit has logged no metric, so nothing can be compared. Let the module call `self.log`.")
+    tests = _tests(cli)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
     epoch = None
-    tests: dict[str, dict[str, float]] = {}
-    if data is not None and hasattr(model, "test_step"):
-        # The last weights first: testing a checkpoint file puts its weights into the model.
-        tests["last"] = dict(trainer.test(model, datamodule=data, verbose=False)[0])
-        if best:
-            tests["best"] = dict(trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)[0])
     if best:
         epoch = int(torch.load(best, map_location="cpu", weights_only=False)["epoch"])
     settle_checkpoints(trainer, place)
@@ -172,10 +186,25 @@ def _outcome(run: Run, cli: SAMCLI, watch: Watch) -> Config:
         "device": _device(trainer.strategy.root_device),
         "threads": torch.get_num_threads(),
         "commit": _commit(),
-        "versions": {name: version(name) for name in ("lightning-same", "lightning", "torch", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "files": {METRICS: checksum((place / METRICS).read_bytes())},
     }
+
+
+def _tests(cli: SAMCLI) -> dict[str, dict[str, float]]:
+    """What the last and the best weights reach on the test split."""
+    trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    if trainer.interrupted:
+        raise StudyError("The fit was interrupted.")
+    trainer.loggers = []  # `METRICS` holds the fit alone
+    tests: dict[str, dict[str, float]] = {}
+    if data is not None and hasattr(model, "test_step"):
+        # The last weights first: testing a checkpoint file puts its weights into the model.
+        tests["last"] = dict(trainer.test(model, datamodule=data, verbose=False)[0])
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if best:
+            tests["best"] = dict(trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)[0])
+    return tests
 
 
 def settle_checkpoints(trainer: pl.Trainer, place: Path) -> None:
@@ -214,6 +243,13 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None  # no git, or no repository
     return head.strip() + (" with changes" if changes.strip() else "")
+
+
+def why(error: BaseException, directory: Path) -> tuple[Kind, str]:
+    """How a run has failed, and the reason in one line."""
+    busy = isinstance(error, BusyError)
+    kind: Kind = "full" if disk_is_full(error, directory) else "busy" if busy else "failed"
+    return kind, f"{type(error).__name__}: {one_line(error, 300)}"
 
 
 def disk_is_full(error: BaseException | None, directory: Path) -> bool:

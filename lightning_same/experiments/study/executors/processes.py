@@ -1,46 +1,92 @@
-"""Runs in parallel: a few processes, each of which trains one run after the other.
+"""Runs on this machine: a few processes, each of which trains one run after the other.
 
 Starting Python and importing Lightning takes longer than a small run does, so a process is kept. Each run seeds
 everything anew, so that its result does not depend on what the process did before.
 """
 
 import contextlib
-import gc
 import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from types import TracebackType
+from typing import Any, ClassVar, Self
 
-from lightning_same.cli.errors import one_line
+from lightning_same.experiments.study.executors.attempt import attempt, log_of
+from lightning_same.experiments.study.executors.events import LOOK, Event, Perform
+from lightning_same.experiments.study.own_process import train
 from lightning_same.experiments.study.plan import Run
-from lightning_same.experiments.study.writing import output_to
 
 _CONTEXT = multiprocessing.get_context("spawn")  # a forked PyTorch hangs in its thread pools
 
 
-class Event(NamedTuple):
-    """What a worker reports.
+class Processes:
+    """An executor of processes that are kept.
 
-    Attributes:
-        kind: ``epoch``, ``done``, ``failed`` or ``full``.
-        run: the run.
-        value: the number of finished epochs, or the error in one line.
+    Args:
+        jobs: how many.
+        perform: what they do with a run.
     """
 
-    kind: str
-    run: Run
-    value: Any
+    def __init__(self, jobs: int, perform: Perform = train) -> None:
+        self.jobs, self.perform = jobs, perform
 
+    def __enter__(self) -> Self:
+        return self
 
-LOOK = 0.2
-"""Seconds between looks at whether a worker lives and whether the study shall stop."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def check(self, runs: Sequence[Run], directory: Path, threads: int) -> list[str]:
+        """Nothing is to be checked: this process has built what the workers will build."""
+        return []
+
+    def run_all(
+        self, runs: Sequence[Run], directory: Path, threads: int, stopped: Callable[[], bool] = lambda: False
+    ) -> Generator[Event, None, None]:
+        """See `Executor.run_all`. Closing the generator kills the processes, as does the death of this one."""
+        left = list(reversed(runs))
+        workers: list[_Worker] = []
+        try:
+            for _ in range(min(self.jobs, len(runs))):
+                workers.append(worker := _Worker(directory, threads, self.perform))
+                yield worker.give(left.pop())
+            while busy := [worker for worker in workers if worker.run is not None]:
+                ready = wait([worker.connection for worker in busy], LOOK)
+                if stopped():
+                    return
+                for worker in busy:
+                    run = worker.run
+                    assert run is not None
+                    news, alive = worker.news(worker.connection in ready)
+                    if not alive:
+                        workers.remove(worker)
+                    if not alive and all(kind == "epoch" for kind, _ in news):
+                        news.append(("failed", worker.last_words(log_of(run, directory))))
+                    events = [Event(kind, run, value) for kind, value in news]
+                    if any(kind != "epoch" for kind, _ in news):
+                        worker.run = None
+                        if left and not alive:
+                            workers.append(worker := _Worker(directory, threads, self.perform))
+                        if left:
+                            events.append(worker.give(left.pop()))
+                    yield from events
+        finally:
+            for worker in workers:
+                worker.kill()
+
+    def end(self) -> None:
+        """Kill every worker and what it has started."""
+        for group in _Worker.groups:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
 
 
 class _Worker:
@@ -49,9 +95,9 @@ class _Worker:
     groups: ClassVar[set[int]] = set()
     """The groups that may still run."""
 
-    def __init__(self, directory: Path, threads: int) -> None:
+    def __init__(self, directory: Path, threads: int, perform: Perform) -> None:
         self.connection, theirs = _CONTEXT.Pipe()
-        self.process: BaseProcess = _CONTEXT.Process(target=_work, args=(theirs, directory, threads))
+        self.process: BaseProcess = _CONTEXT.Process(target=_work, args=(theirs, directory, threads, perform))
         with _without_interrupts():  # the worker unblocks them when it ignores them
             self.process.start()
         theirs.close()
@@ -59,12 +105,13 @@ class _Worker:
         self.groups.add(self.process.pid)
         self.run: Run | None = None
 
-    def give(self, run: Run) -> None:
+    def give(self, run: Run) -> Event:
         self.run = run
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: `run_all` sees it
             self.connection.send(run)
+        return Event("started", run, "")
 
-    def news(self, ready: bool) -> tuple[list[tuple[str, Any]], bool]:
+    def news(self, ready: bool) -> tuple[list[tuple[Any, Any]], bool]:
         """What it has reported since it was last asked, and whether it is alive; if not, its group is not either."""
         # Whether the pipe has an end does not say it: a child of a dead worker may hold it open.
         died = has_ended(self.process)
@@ -94,51 +141,6 @@ class _Worker:
         self.groups.discard(self.process.pid or 0)
 
 
-def run_all(
-    runs: Sequence[Run], directory: Path, jobs: int, threads: int, stopped: Callable[[], bool] = lambda: False
-) -> Generator[Event, None, None]:
-    """Perform the runs, ``jobs`` at a time, and report what happens.
-
-    Close the generator: that kills the processes, as does the death of this one.
-
-    Args:
-        runs: in the order in which they are begun.
-        directory: the directory of all runs.
-        jobs: number of processes.
-        threads: PyTorch threads of each.
-        stopped: asked a few times a second; once it says so, no further event comes.
-    """
-    left = list(reversed(runs))
-    workers: list[_Worker] = []
-    try:
-        for _ in range(min(jobs, len(runs))):
-            workers.append(_Worker(directory, threads))
-            workers[-1].give(left.pop())
-        while busy := [worker for worker in workers if worker.run is not None]:
-            ready = wait([worker.connection for worker in busy], LOOK)
-            if stopped():
-                return
-            for worker in busy:
-                run = worker.run
-                assert run is not None
-                news, alive = worker.news(worker.connection in ready)
-                if not alive:
-                    workers.remove(worker)
-                if not alive and all(kind == "epoch" for kind, _ in news):
-                    news.append(("failed", worker.last_words(directory / f"{run.name}.log")))
-                if any(kind != "epoch" for kind, _ in news):
-                    worker.run = None
-                    if left and not alive:
-                        workers.append(worker := _Worker(directory, threads))
-                    if left:
-                        worker.give(left.pop())
-                for kind, value in news:
-                    yield Event(kind, run, value)
-    finally:
-        for worker in workers:
-            worker.kill()
-
-
 def has_ended(process: BaseProcess) -> bool:
     """Whether a process is over; it stays a zombie, so that nobody else gets its number."""
     if not hasattr(os, "waitid") or process.pid is None:
@@ -154,13 +156,6 @@ def end_group(process: BaseProcess) -> None:
     if hasattr(os, "killpg") and process.pid is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # no such group, or none any more
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def end_all() -> None:
-    """Kill every worker and what it has started, at once."""
-    for group in _Worker.groups:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -185,7 +180,7 @@ def _signal_name(code: int | None) -> str:
     return ""
 
 
-def _work(connection: Connection, directory: Path, threads: int) -> None:
+def _work(connection: Connection, directory: Path, threads: int, perform: Perform) -> None:
     """The life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     for name in "SIGTERM", "SIGHUP":  # a forked one has the parent's
@@ -201,40 +196,12 @@ def _work(connection: Connection, directory: Path, threads: int) -> None:
             run: Run = connection.recv()
         except EOFError:
             return
-        log = directory / f"{run.name}.log"
 
         def tell(epoch: int) -> None:
             connection.send(("epoch", epoch))
 
-        try:
-            with output_to(log):
-                try:
-                    _perform(run, directory, threads, tell)
-                except BaseException:
-                    traceback.print_exc()
-                    raise
-        except BaseException as error:  # also SystemExit, by which a parser refuses
-            connection.send(_why(error, log))
-        else:
-            log.unlink(missing_ok=True)
-            connection.send(("done", None))
-        gc.collect()  # a Trainer is full of cycles, and may hold the accelerator's memory
-
-
-def _perform(run: Run, directory: Path, threads: int, tell: Callable[[int], None]) -> None:
-    import torch
-
-    from lightning_same.experiments.study.run import perform
-
-    torch.set_num_threads(threads)
-    perform(run, directory, tell)
-
-
-def _why(error: BaseException, log: Path) -> tuple[str, str]:
-    from lightning_same.experiments.study.run import disk_is_full
-
-    kind = "full" if disk_is_full(error, log.parent) else "failed"
-    return kind, f"{type(error).__name__}: {one_line(error, 300)} (see {log})"
+        kind, why = attempt(run, directory, threads, tell, perform)
+        connection.send(("failed" if kind == "busy" else kind, why or None))
 
 
 def _die_with_the_parent() -> None:

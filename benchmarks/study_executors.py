@@ -1,0 +1,138 @@
+"""What a study costs beside its trainings: per run, by processes and on Ray; and for 2,000 runs that are planned.
+
+``python benchmarks/study_executors.py`` writes its figures to docs/benchmarks.md. A run sleeps for a second, so that
+what is measured is the executor, also on a busy machine.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from figures import system, write
+
+from lightning_same.experiments.study.command import _left
+from lightning_same.experiments.study.executors.events import Executor
+from lightning_same.experiments.study.executors.processes import Processes
+from lightning_same.experiments.study.executors.ray_cluster import RayCluster
+from lightning_same.experiments.study.identity import checksum
+from lightning_same.experiments.study.outcome import check
+from lightning_same.experiments.study.plan import PLAN, RUNS, Run, Study
+
+SECONDS = 1.0
+SLOTS = 4
+METRICS = "epoch,step,val/accuracy\n" + "".join(f"{epoch},{epoch},0.5\n" for epoch in range(40))
+
+
+def leave(run: Run, directory: Path) -> None:
+    """What a finished run leaves."""
+    place = directory / run.name
+    place.mkdir(parents=True)
+    (place / "metrics.csv").write_text(METRICS)
+    said = {"digest": run.digest, "test": {"last": {"test/accuracy": 0.5}}, "best_epoch": 1, "noise_rate": 0.4}
+    said |= {"seconds_per_epoch": 0.1, "files": {"metrics.csv": checksum(METRICS)}}
+    (place / "done.json").write_text(json.dumps(said | {"check": check(said)}))
+
+
+def sleep(run: Run, directory: Path, threads: int, tell: Callable[[int], None]) -> None:
+    """A run of a second, with four epochs."""
+    for epoch in range(4):
+        time.sleep(SECONDS / 4)
+        tell(epoch + 1)
+    leave(run, directory)
+
+
+def overhead(executor: Executor, runs: list[Run]) -> dict[str, float]:
+    """Seconds from the first run's begin to the last one's end, beyond those that the runs take, per run."""
+    with tempfile.TemporaryDirectory() as folder, executor:
+        # Once before, so that processes are started and have loaded what they need.
+        begun = time.perf_counter()
+        warm = [Run(f"warm-{number}", "SAM", {}, 0, {"trainer": {"devices": 1}}) for number in range(SLOTS)]
+        list(executor.run_all(warm, Path(folder), 1))
+        first = time.perf_counter()
+        kinds = [event.kind for event in executor.run_all(runs, Path(folder), 1)]
+        wall = time.perf_counter() - first
+        assert kinds.count("done") == len(runs), kinds
+    alone = SECONDS * len(runs) / SLOTS
+    return {
+        "wall": round(wall, 2),
+        "overhead_per_run": round((wall - alone) / (len(runs) / SLOTS), 4),
+        "start": round(first - begun - SECONDS, 2),
+    }
+
+
+def listed(folder: Path) -> dict[str, float]:
+    """2,000 runs of which half are finished: CPU seconds to read, list, check and resume."""
+    base: dict[str, Any] = {
+        "trainer": {"accelerator": "cpu", "devices": 1, "max_epochs": 2},
+        "model": {"class_path": "lightning_same.experiments.ImageClassifier", "init_args": {"num_classes": 10}},
+        "data": {"class_path": "lightning_same.experiments.DigitsData", "init_args": {"fake": True}},
+    }
+    base["model"]["init_args"]["model"] = {"class_path": "lightning_same.experiments.SmallCNN"}
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    study = {"base": "base.yaml", "seeds": 100, "reference": "SAM"}
+    study["methods"] = {"SAM": {"sam": {"class_path": "SAM"}}, "SAME": {"sam": {"class_path": "SAME"}}}
+    study["sweep"] = {"sam.init_args.rho": [number / 100 for number in range(1, 11)]}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    results = folder / "results"
+    made = Study.read(folder / "study.yaml")
+    assert len(made.runs) == 2000
+    results.mkdir()
+    (results / PLAN).write_text(made.dump())
+    for run in made.runs[::2]:
+        leave(run, results / RUNS)
+    from lightning_same.experiments.study import main
+
+    out = io.StringIO()
+    begun = time.process_time()
+    with contextlib.redirect_stdout(out):
+        main(["--config", str(folder / "study.yaml"), "--results", str(results), "--dry-run"])
+    dry = time.process_time() - begun
+    assert out.getvalue().count("done  ") == 1000
+    begun = time.process_time()
+    resumed = Study.read(folder / "study.yaml")
+    assert len(_left(resumed, results)) == 1000
+    return {"dry_run_cpu": round(dry, 2), "left_cpu": round(time.process_time() - begun, 2)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=200)
+    given = parser.parse_args()
+    runs = [Run(f"run-{number}", "SAM", {}, 0, {"trainer": {"devices": 1}}) for number in range(given.runs)]
+    found: dict[str, Any] = {"runs": given.runs, "slots": SLOTS, "seconds": SECONDS}
+    with tempfile.TemporaryDirectory() as folder:
+        found["planned"] = listed(Path(folder))
+    print(found["planned"], flush=True)
+    found["processes"] = overhead(Processes(SLOTS, perform=sleep), runs)
+    print("--jobs 4", found["processes"], flush=True)
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=2)
+    try:
+        found["ray"] = overhead(RayCluster(cluster.address, perform=sleep), runs)
+    finally:
+        cluster.shutdown()
+    print("--ray", found["ray"], flush=True)
+    if given.runs == 200:
+        rows = [
+            [name, f"{found[kind]['wall']:.1f} s", f"{1000 * found[kind]['overhead_per_run']:.0f} ms"]
+            for name, kind in (("`--jobs 4`", "processes"), ("`--ray`, 2 nodes of 2 slots", "ray"))
+        ]
+        write(
+            "study_executors", found | {"system": system(1)}, rows, ["by", "200 runs", "beyond the run itself, per run"]
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Stand-ins for the training of a run, which take no time, and a machine that shares no directory."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from typing_extensions import override
+
+from lightning_same.experiments.study.executors.ray_worker import Job
+from lightning_same.experiments.study.identity import checksum
+from lightning_same.experiments.study.outcome import check
+from lightning_same.experiments.study.plan import Run
+
+METRICS = "epoch,step,val/accuracy\n0,1,0.5\n"
+
+
+class Apart(Job):
+    """What is written in the directory of the results stays unseen."""
+
+    @override
+    def shared(self) -> bool:
+        return False
+
+
+def planned(*names: str) -> list[Run]:
+    """Runs without a configuration."""
+    return [Run(name, "SAM", {}, 0, {"trainer": {"max_epochs": 2, "devices": 1}, "name": name}) for name in names]
+
+
+def pretend(run: Run, directory: Path, threads: int, tell: Callable[[int], None]) -> None:
+    """Leave what a run leaves. Its name says what goes wrong: fail, die, die-once, wait."""
+    tell(1)
+    os.write(1, f"{run.name} writes to its log\n".encode())
+    if run.name.startswith("fail"):
+        raise RuntimeError("this run fails")
+    if run.name.startswith("die"):
+        mark = Path(os.environ["DIED"]) / f"{run.name}.{os.getpid()}"
+        first = not any(path.name.startswith(f"{run.name}.") for path in mark.parent.iterdir())
+        mark.touch()
+        if first or "once" not in run.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if run.name.startswith("wait"):
+        time.sleep(600)
+    leave(run, directory)
+
+
+def leave(run: Run, directory: Path, metrics: str = METRICS) -> None:
+    """Leave what a finished run leaves."""
+    place = directory / run.name
+    place.mkdir(parents=True)
+    (place / "metrics.csv").write_text(metrics)
+    (place / "fit.yaml").write_text(f"save_dir: {place}\n")
+    (place / "config.yaml").write_text(f"# lightning==2\ntrainer:\n  default_root_dir: {place}\n")
+    outcome = {
+        "run": run.name,
+        "digest": run.digest,
+        "test": {"last": {"test/accuracy": 0.5}},
+        "best_epoch": None,
+        "noise_rate": None,
+        "seconds_per_epoch": 0.1,
+        "files": {"metrics.csv": checksum(metrics)},
+    }
+    (place / "done.json").write_text(json.dumps(outcome | {"check": check(outcome)}))
+
+
+def slowly(run: Run, directory: Path, threads: int, tell: Callable[[int], None]) -> None:
+    """The same in half a second."""
+    time.sleep(0.5)
+    pretend(run, directory, threads, tell)
