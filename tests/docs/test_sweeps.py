@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.paths import DOCS, ROOT
+from support.speed import slowness
 from support.studies import write_study
 
 
@@ -24,7 +25,7 @@ def test_a_sweep_finds_a_radius(page: str, needs: str, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=280 * slowness(),
     )
     assert made.returncode == 0, made.stderr[-3000:]
     rho, accuracy = map(float, re.findall(r"best: rho=(\S+), val/accuracy=(\S+)", made.stdout)[0])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.speed import slowness
 from support.studies import content, markers, said, wait_for, write_study
 
 from lightning_same.experiments.study import main
@@ -59,7 +60,7 @@ def test_five_nodes_die_and_the_report_is_the_same(
         time.sleep(draw.uniform(0, 1))
         cluster.remove_node(draw.choice(list(cluster.worker_nodes)), allow_graceful=False)
         cluster.add_node(num_cpus=1)
-    process.join(600)
+    process.join(600 * slowness())
     assert process.exitcode == 0, said(results)
     assert said(results).count("lost, and begun anew") >= 1
     assert len(markers(results)) == 8
@@ -79,12 +80,12 @@ def test_killed_and_interrupted_it_goes_on(
     wait_for(lambda: len(markers(results)) > len(kept), process)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
-    process.join(120)
+    process.join(120 * slowness())
     assert process.exitcode == 130, said(results)
     assert "Traceback" not in said(results)
     assert re.search(r"[234] of 4 runs are finished", (results / "report.md").read_text())
     process = start(results, "--config", study, "--ray", cluster.address)
-    process.join(300)
+    process.join(300 * slowness())
     assert process.exitcode == 0, said(results)
     assert markers(results).items() >= kept.items()
     assert content(results) == content(undisturbed)
@@ -98,10 +99,10 @@ def test_a_ray_of_its_own_trains_on_several_devices(start: Callable[..., BasePro
     config = write_study(tmp_path, seeds=1, methods={"SAM": {"sam": {"class_path": "SAM"}}}, options=options)
     results = tmp_path / "results"
     process = start(results, "--config", config, "--ray", "--cpus-per-run", "0.5")
-    process.join(600)
+    process.join(600 * slowness())
     assert process.exitcode == 0, said(results)
     alone = tmp_path / "alone" / "results"
     process = start(alone, "--config", config)
-    process.join(600)
+    process.join(600 * slowness())
     assert process.exitcode == 0, said(alone)
     assert content(results) == content(alone)

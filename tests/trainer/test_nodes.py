@@ -115,7 +115,7 @@ def test_the_commands_of_the_page_train_on_two_nodes(launcher: str, tmp_path: Pa
         nodes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True))
     errors = []
     for node in nodes:
-        errors.append(node.communicate(timeout=240)[1])
+        errors.append(node.communicate(timeout=240 * slowness())[1])
         assert node.returncode == 0, errors[-1][-3000:]
     assert "GLOBAL_RANK: 1, MEMBER: 2/2" in errors[1]
     (metrics,) = tmp_path.glob("logs/lightning_logs/version_*/metrics.csv")
