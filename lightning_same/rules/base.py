@@ -38,14 +38,14 @@ class Rule(Settings):
                 param.grad = grad
             optimizer.step()
 
-    A rule that carries something from step to step takes a `Memory` too, a rule with a timing or a schedule a
+    A rule that keeps a state from step to step also takes a `Memory`, a rule with a timing or a schedule a
     `Progress`.
 
     Args:
         rho: radius of the perturbation, in units of the weights (for ASAM: relative to them); >= 0. With 0 both passes
             still run, at the same point. A schedule lets it change as training goes on.
-        perturbation: where pass two looks. Default: SAM's `Normalized`.
-        combination: what becomes the step. Default: SAM's `Perturbed`.
+        perturbation: how e is computed. Default: SAM's `Normalized`.
+        combination: how d is made of g and s. Default: SAM's `Perturbed`.
         timing: which steps perturb. Default: `EveryStep`.
 
     Raises:
@@ -105,11 +105,11 @@ class Rule(Settings):
             rho: a radius for each tensor in place of the rule's own. A tensor whose radius is 0 is left alone and stays
                 out of the norm.
             at: how far training has come, for a radius that changes. Default: its beginning.
-            memory: what the rule carries from step to step. With a memory, the copy of the weights has the same place
+            memory: what the rule keeps from step to step. With a memory, the copy of the weights has the same place
                 at every step.
 
         Raises:
-            ValueError: if the rule carries something and there is no memory, or if it needs the length of the training.
+            ValueError: if the rule keeps a state and there is no memory, or if it needs the length of the training.
         """
         at = at or Progress()
         moving, along, radii = _moving(params, grads, self.radii(len(params), rho, at))
@@ -130,10 +130,10 @@ class Rule(Settings):
             grads: g, read only.
             perturbed_grads: s on entry, d on return.
             at: how far training has come, for gains that change. Default: its beginning.
-            memory: what the rule carries from step to step.
+            memory: what the rule keeps from step to step.
 
         Raises:
-            ValueError: if the rule carries something and there is no memory, or if it needs the length of the training.
+            ValueError: if the rule keeps a state and there is no memory, or if it needs the length of the training.
         """
         if grads:
             self.combination.combine_(grads, perturbed_grads, at or Progress(), self._memory(memory, grads))
@@ -152,10 +152,10 @@ class Rule(Settings):
             grads: g.
             perturbed_grads: s, the same shapes.
             at: how far training has come, for gains that change. Default: its beginning.
-            memory: what the rule carries from step to step.
+            memory: what the rule keeps from step to step.
 
         Raises:
-            ValueError: if the rule carries something and there is no memory, or if it needs the length of the training.
+            ValueError: if the rule keeps a state and there is no memory, or if it needs the length of the training.
         """
         step_grads = [grad.clone() for grad in perturbed_grads]
         self.combine_(grads, step_grads, at, memory)
@@ -167,10 +167,10 @@ class Rule(Settings):
 
         Args:
             grads: g on entry, d on return.
-            memory: what the rule carries from step to step.
+            memory: what the rule keeps from step to step.
 
         Raises:
-            ValueError: if the rule carries something and there is no memory.
+            ValueError: if the rule keeps a state and there is no memory.
         """
         if grads:
             self.combination.plain_step_(grads, self._memory(memory, grads))
@@ -181,17 +181,17 @@ class Rule(Settings):
         Args:
             grads: g.
             at: how far training has come. Default: its beginning.
-            memory: what the rule carries from step to step.
+            memory: what the rule keeps from step to step.
 
         Raises:
-            ValueError: if the rule carries something and there is no memory, or if it needs the length of the training.
+            ValueError: if the rule keeps a state and there is no memory, or if it needs the length of the training.
         """
         at = at or Progress()
         return self.timing.active(at) and self.timing.confirmed(grads, at, self._memory(memory, grads))
 
     @property
     def stateful(self) -> bool:
-        """Whether the rule carries something from step to step, for which it needs a memory."""
+        """Whether the rule keeps a state from step to step, for which it needs a memory."""
         return self.perturbation.stateful or self.combination.stateful or self.timing.stateful
 
     @property
@@ -233,7 +233,7 @@ class Rule(Settings):
     def _memory(self, memory: Memory | None, tensors: Sequence[Tensor]) -> Memory:
         if memory is None and self.stateful:
             raise ValueError(
-                f"{self!r} carries something from step to step. Make `memory = Memory(params)` once, before the loop,"
+                f"{self!r} keeps a state from step to step. Make `memory = Memory(params)` once, before the loop,"
                 " and pass `memory=memory` to each of its methods."
             )
         return Memory(tensors) if memory is None else memory

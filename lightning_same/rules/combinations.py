@@ -33,7 +33,7 @@ class Combination(Settings, abc.ABC):
     """
 
     stateful: ClassVar[bool] = False
-    """Whether it carries something from step to step, for which it needs a memory."""
+    """Whether it keeps a state from step to step, for which it needs a memory."""
 
     needs_grads: ClassVar[bool] = True
     """Whether d depends on g. If not, g is not kept, which saves one copy of the parameters."""
@@ -48,7 +48,7 @@ class Combination(Settings, abc.ABC):
             grads: g, read only.
             perturbed_grads: s on entry, d on return.
             at: how far training has come.
-            memory: what this combination carries from step to step.
+            memory: what this combination keeps from step to step.
         """
 
     def plain_step_(self, grads: Sequence[Tensor], memory: Memory) -> None:
@@ -56,7 +56,7 @@ class Combination(Settings, abc.ABC):
 
         Args:
             grads: g on entry, d on return.
-            memory: what this combination carries from step to step.
+            memory: what this combination keeps from step to step.
         """
 
 

@@ -105,12 +105,14 @@ class CheckpointDose(Rule):
     length, which is much on a large checkpoint and little on a small one. Here ||d - s|| is the same fraction of ||s||
     for every checkpoint, so that checkpoints can be compared.
 
+    Use it to compare checkpoints of different sizes.
+
     Args:
         ckpt: the checkpoint to amplify, 1 to 4.
         dose: ||d - s|| / ||s||; 0 is SAM, below 0 takes away.
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -143,6 +145,8 @@ class RandomGains(Rule):
     and a resumed run draw the same. Where parameters are sharded, each shard's set is as large as the checkpoint is in
     that shard.
 
+    Use it as the control of `SAME`: what both do is not due to the checkpoint.
+
     Args:
         ckpt: the checkpoint that the set stands for, 1 to 4.
         condition: the factor on it; 1 is SAM.
@@ -150,8 +154,8 @@ class RandomGains(Rule):
         match: what is as large as in the checkpoint: ``"count"``, the number of elements, or ``"norm"``, the sum of s^2
             over them, up to one element. With ``"norm"`` d is as far from s as `SAME`'s.
         seed: of the draws.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.

@@ -38,7 +38,7 @@ class Perturbation(Settings, abc.ABC):
     """The direction in which the weights are perturbed before pass two. The radius rho belongs to the rule."""
 
     stateful: ClassVar[bool] = False
-    """Whether it carries something from step to step, for which it needs a memory."""
+    """Whether it keeps a state from step to step, for which it needs a memory."""
 
     scale_free: ClassVar[bool] = True
     """Whether a multiple of g gives the same direction, so that a loss scale may stay on it."""
@@ -50,7 +50,7 @@ class Perturbation(Settings, abc.ABC):
         Args:
             params: w, the tensors to be perturbed.
             grads: g at w, the same shapes.
-            memory: what this perturbation carries from step to step.
+            memory: what this perturbation keeps from step to step.
 
         Returns:
             The direction. It is zero where the gradient is zero.
@@ -69,7 +69,7 @@ class Perturbation(Settings, abc.ABC):
 
         Args:
             grads: g at w.
-            memory: what this perturbation carries from step to step.
+            memory: what this perturbation keeps from step to step.
         """
 
 

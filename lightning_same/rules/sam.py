@@ -21,11 +21,13 @@ from lightning_same.rules.timing import Every, LargeGradient, Timing
 class SAM(Rule):
     """Sharpness-Aware Minimization: e = rho * g / ||g||, d = s. Two passes.
 
+    Use it first. It has one number to choose, and the other rules are variants of it.
+
     Args:
         rho: radius of the perturbation, in units of the weights; 0.05 for ImageNet and CIFAR-10, 0.1 to 0.2 for
             CIFAR-100 and noisy labels. A number or a schedule.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -52,10 +54,13 @@ class SAM(Rule):
 class ASAM(Rule):
     """Adaptive SAM: e = rho * T^2 g / ||T g|| with T = |w| + eta, d = s. Two passes.
 
+    Use it where layers differ much in scale, such as without normalization layers: a weight moves in proportion to its
+    size, so rescaling a layer does not change the step.
+
     Args:
         rho: radius relative to the weights; about ten times SAM's. A number or a schedule.
         eta: added to |w|, so that weights near 0 are perturbed too; >= 0.
-        timing: which steps perturb; all by default.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -81,9 +86,12 @@ class ASAM(Rule):
 class USAM(Rule):
     """Unnormalized SAM: e = rho * g, d = s. Two passes.
 
+    Use it to compare with theory, which is simpler without the norm. Choose the radius anew whenever the size of the
+    gradients changes.
+
     Args:
         rho: length of the ascent step, in units of the learning rate. A number or a schedule.
-        timing: which steps perturb; all by default.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -109,11 +117,13 @@ class FriendlySAM(Rule):
 
     The first step takes u = g; after each step m = keep * m + (1 - keep) * g. Keeps one copy of the parameters.
 
+    Use it where batches are small: e then follows what is new in this batch, not what all batches share.
+
     Args:
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
         sigma: how much of the average is subtracted; 0 is SAM.
         keep: weight of the past in the average, from 0 to 1.
-        timing: which steps perturb; all by default.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -136,10 +146,12 @@ class VaSSO(Rule):
 
     m begins with the first g. Keeps one copy of the parameters.
 
+    Use it where batches are small: e then follows an average over steps, which varies less than one batch's gradient.
+
     Args:
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
         theta: weight of this step's gradient, above 0 and at most 1; 1 is SAM.
-        timing: which steps perturb; all by default.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -158,12 +170,14 @@ class VaSSO(Rule):
 class GSAM(Rule):
     """Surrogate-gap SAM: d = s - alpha * u with u = g - (g . s / ||s||^2) s, orthogonal to s. Two passes.
 
+    Use it where the radius that generalizes best keeps the training loss high. It also lowers the loss at w.
+
     Args:
         rho: radius of the perturbation, in units of the weights. In the paper it follows the learning rate:
             ``FollowLR(peak, floor)``.
         alpha: how much of u is subtracted; 0 is SAM.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -193,11 +207,13 @@ class GSAM(Rule):
 class WSAM(Rule):
     """Weighted SAM, the coupled form: d = (1 - c) g + c s with c = gamma / (1 - gamma). Two passes.
 
+    Use it to count sharpness more than SAM does (``gamma`` above 0.5) or less.
+
     Args:
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
         gamma: weight of the sharpness, from 0 (plain training) to below 1; 0.5 is SAM.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -228,11 +244,13 @@ class WSAM(Rule):
 class GradientNormPenalty(Rule):
     """Loss + lambda * ||g|| by finite difference: d = (1 - alpha) g + alpha s, alpha = lambda / rho. Two passes.
 
+    Use it to choose the strength of the penalty apart from the radius.
+
     Args:
         rho: length of the finite difference, in units of the weights. A number or a schedule.
         alpha: strength lambda of the penalty over ``rho``; 0 is plain training, 1 is SAM.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -265,11 +283,13 @@ class LookSAM(Rule):
 
     u = s - (g . s / ||g||^2) g is the part of s that is orthogonal to g. Keeps one copy of the parameters.
 
+    Use it where two passes at every step take too long.
+
     Args:
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
         k: the period in optimizer steps; 1 is SAM.
         alpha: how much of u the steps between add.
-        perturbation: where pass two looks; SAM's by default.
+        perturbation: how e is computed; by default as in SAM.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -298,11 +318,13 @@ class AESAM(Rule):
     With q = ||g||^2, its moving mean m and variance v, a step perturbs where q >= m + c sqrt(v). c goes from ``start``
     to ``end`` in a straight line over training, whose length must be known.
 
+    Use it where two passes at every step take too long, and waiting for the device once per step does not matter.
+
     Args:
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
         start: c at the beginning of training, in standard deviations.
         end: c at its end.
-        perturbation: where pass two looks; SAM's by default.
+        perturbation: how e is computed; by default as in SAM.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -331,6 +353,8 @@ class MomentumSAM(Rule):
     The weights are at w + e during each forward and backward only; validation, checkpoint files and the optimizer see
     w. Needs an optimizer that keeps ``momentum_buffer`` or ``exp_avg``, such as SGD with momentum or Adam; before its
     first step e is 0.
+
+    Use it where a step may take one pass only.
 
     Args:
         rho: radius of the perturbation, in units of the weights; 0.3 for SGD in the authors' code, where other rules

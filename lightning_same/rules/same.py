@@ -30,12 +30,15 @@ class SAME(Rule):
     The checkpoints split the elements by r = s/g: 1 is r > 1, 2 is 0 < r < 1, 3 is r < -1, 4 is -1 < r < 0. The
     original step s + s * mask is condition 2; condition 1 is SAM.
 
+    Use it to find out what one checkpoint does. Compare it with `SAM` at several radii, since a checkpoint can act like
+    a larger or smaller radius, and with `RandomGains`.
+
     Args:
         ckpt: the checkpoint to amplify, 1 to 4, or several of them, such as (1, 3).
         condition: the factor on it.
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -67,11 +70,13 @@ class SAME(Rule):
 class CustomSAME(Rule):
     """Increases checkpoint 1, keeps 2, reduces 3, increases 4: d = c s, s, s/c, c s on them. Two passes.
 
+    Use it to try all four checkpoints at once. Compare it with `SAM` at several radii.
+
     Args:
         condition: c > 0; 1 is SAM.
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -101,13 +106,15 @@ class CustomSAME(Rule):
 class SANER(Rule):
     """SAM that damps checkpoint 2, where noisy labels are fitted: d = (1 - alpha) s there, s elsewhere. Two passes.
 
+    Use it against wrong labels. Choose ``rho`` first: a larger radius works in the same way.
+
     Args:
         alpha: how much of checkpoint 2 is taken away, as in the paper (the published code's alpha is 1 minus it);
             0 is SAM.
         warmup_epochs: alpha grows from 0 linearly over so many epochs (paper: 50); 0 means the full alpha at once.
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -143,14 +150,16 @@ class CheckpointGains(Rule):
 
     `SAM`, `SAME`, `CustomSAME` and `SANER` are special cases.
 
+    Use it for gains that no other rule has.
+
     Args:
         ckpt1: gain where r > 1, with r = s/g. A number or a schedule.
         ckpt2: gain where 0 < r < 1.
         ckpt3: gain where r < -1.
         ckpt4: gain where -1 < r < 0.
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -182,11 +191,13 @@ class CheckpointGains(Rule):
 class CheckpointSelect(Rule):
     """SAM's gradient on the chosen checkpoints only: d = s there, g elsewhere. Two passes.
 
+    Use it to find out which checkpoints carry SAM's effect.
+
     Args:
         ckpts: any of 1 to 4, such as (1, 4). All four differ from SAM only where s = 0, which is in no checkpoint.
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -215,10 +226,12 @@ class CheckpointSelect(Rule):
 class SAMDirection(Rule):
     """SAM's signs with the base gradient's magnitudes: d = |g| * sign(s), elementwise. Two passes.
 
+    Use it, beside `SAMMagnitude`, to find out whether SAM's effect lies in the signs or in the magnitudes.
+
     Args:
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -239,10 +252,12 @@ class SAMDirection(Rule):
 class SAMMagnitude(Rule):
     """SAM's magnitudes with the base gradient's signs: d = |s| * sign(g), elementwise. Two passes.
 
+    Use it, beside `SAMDirection`, to find out whether SAM's effect lies in the signs or in the magnitudes.
+
     Args:
         rho: radius of the perturbation, in units of the weights. A number or a schedule.
-        perturbation: where pass two looks; SAM's by default.
-        timing: which steps perturb; all by default.
+        perturbation: how e is computed; by default as in SAM.
+        timing: which steps perturb; by default all.
 
     Raises:
         ValueError: if an argument is out of range.

@@ -19,7 +19,7 @@ class Timing(Settings, abc.ABC):
     """Decides which steps perturb. The others cost one forward-backward pass and are the plain optimizer's."""
 
     stateful: ClassVar[bool] = False
-    """Whether it carries something from step to step, for which it needs a memory."""
+    """Whether it keeps a state from step to step, for which it needs a memory."""
 
     @abc.abstractmethod
     def active(self, at: Progress) -> bool:
@@ -38,7 +38,7 @@ class Timing(Settings, abc.ABC):
         Args:
             grads: g.
             at: how far training has come.
-            memory: what this timing carries from step to step.
+            memory: what this timing keeps from step to step.
         """
         return True
 

@@ -86,8 +86,8 @@ def check_free_names(module_or_class: pl.LightningModule | type[pl.LightningModu
             taken = next((names[name] for names in registered if name in names), taken)
         if isinstance(taken, nn.Module | Tensor | property) or inspect.isfunction(taken):
             raise TypeError(
-                f"{kind.__name__} has a `{name}` of its own, a {type(taken).__name__}, and the {what} must stand"
-                f" there. Rename it, for instance to `{instead}`."
+                f"{kind.__name__} uses the name `{name}` for a {type(taken).__name__}, and lightning-same needs it for"
+                f" the {what}. Rename yours, for instance to `{instead}`."
             )
 
 
@@ -182,8 +182,8 @@ def check_optimizer(optimizer: Optimizer, module: pl.LightningModule) -> None:
     has_momentum = any(group.get("momentum") or group.get("betas") for group in optimizer.param_groups)
     if isinstance(rule, Rule) and rule.ahead and not has_momentum:
         raise ValueError(
-            f"{name}: {rule!r} looks along the optimizer's momentum, and {kind} has none. Use SGD(momentum=0.9), Adam"
-            " or AdamW, or another rule."
+            f"{name}: {rule!r} perturbs along the optimizer's momentum, and {kind} has none. Use SGD(momentum=0.9),"
+            " Adam or AdamW, or another rule."
         )
     params = [param for group in optimizer.param_groups for param in group["params"]]
     if any(param.is_complex() for param in params):

@@ -162,5 +162,5 @@ def test_momentum_sam_needs_a_momentum() -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    with pytest.raises(ValueError, match=r"MomentumSAM\(rho=0.3\) looks along .* momentum, and SGD has none"):
+    with pytest.raises(ValueError, match=r"MomentumSAM\(rho=0.3\) perturbs along .* momentum, and SGD has none"):
         fit(with_sam(NoMomentum(), MomentumSAM()))

@@ -1,4 +1,4 @@
-"""What a rule carries from step to step."""
+"""What a rule keeps from step to step."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ def test_a_rule_that_remembers_asks_for_a_memory(rule: Rule) -> None:
     assert rule.stateful
     with pytest.raises(ValueError, match=r"Make `memory = Memory\(params\)` once"), rule.perturbed(w, w):
         pass
-    with pytest.raises(ValueError, match="carries something from step to step"):
+    with pytest.raises(ValueError, match="keeps a state from step to step"):
         rule.combine(w, w)
 
 

@@ -10,15 +10,18 @@ from support.ranks import Ranks
 
 HEAD = """# The conformance matrix
 
-Made by `PYTHONPATH=tests python -m support.conformance_page`, on a CPU; `tests/trainer/test_conformance.py` holds every
-cell of it. What the modules, the data and the loop by hand are is in `tests/support/conformance.py`.
+Each cell compares training under this package with training without it, for one combination of Trainer features. A
+test checks every cell (`tests/trainer/test_conformance.py`); the modules, the data and the hand-written loop are in
+`tests/support/conformance.py`. The command `PYTHONPATH=tests python -m support.conformance_page` made this page on a
+CPU.
 
-**rho = 0.** Pass two runs, at w itself. Weights, optimizer state, buffers, generators, attributes, metrics, logged
-rows, the order of hooks and the checkpoint file are compared with plain Lightning's: `=` says bit for bit.
+**rho = 0.** Pass two runs, but at w itself. The weights, the optimizer's state, buffers, random generators,
+attributes, metrics, logged rows, the order of hooks and the checkpoint file are compared with those of plain
+Lightning. `=` means equal, bit for bit.
 
-**rho > 0.** SAM's weights after three epochs are compared with those of a loop in plain PyTorch: the largest difference
-of any weight. On two processes the halves of a batch are rounded by themselves, in bfloat16 and float16 visibly; they
-overflow by themselves, too, so that there is no loop to compare with.
+**rho > 0.** SAM's weights after three epochs are compared with those of a hand-written loop in plain PyTorch. The
+number is the largest difference of any weight. On two processes, each process rounds its half of the batch on its
+own, which shows in bfloat16 and float16. Each half also overflows on its own, so there is no loop to compare with.
 """
 
 

@@ -228,7 +228,7 @@ class Segmenter(Plain):
 @pytest.mark.parametrize("rule", [SAM(0.1), None])
 def test_a_sam_of_the_users_own_is_refused_and_kept(rule: Any) -> None:
     module = Segmenter()
-    with pytest.raises(TypeError, match=r"Segmenter has a `sam` of its own, a Linear"):
+    with pytest.raises(TypeError, match=r"Segmenter uses the name `sam` for a Linear"):
         with_sam(module, rule)
     assert isinstance(module.sam, nn.Linear)
     with pytest.raises(TypeError, match=r"has a `sam` of its own"):
