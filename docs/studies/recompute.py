@@ -135,7 +135,9 @@ def explanation(row, means):
 
 def frontier(row, late):
     """Where a method ends at a radius."""
-    name = row["method"] if row["rho"] == 0 else f"{row['method']} (rho {row['rho']:g})"
+    method, _, others = row["method"].rstrip(")").partition(" (")
+    swept = ", ".join(filter(None, [f"rho {row['rho']:g}" if row["rho"] else "", others]))
+    name = f"{method} ({swept})" if swept else method
     for column, metric in METRICS.items():
         if column in row:
             yield column, late.loc[name, metric].mean()

@@ -7,12 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_same.plots.figures import draw_fractions, draw_metric, draw_norms, draw_sharpness
+    from lightning_same.plots.figures import draw_effects, draw_fractions, draw_metric, draw_norms, draw_sharpness
     from lightning_same.plots.metrics import read_metrics
 
-__all__ = ["draw_fractions", "draw_metric", "draw_norms", "draw_sharpness", "read_metrics"]
+__all__ = ["draw_effects", "draw_fractions", "draw_metric", "draw_norms", "draw_sharpness", "read_metrics"]
 
 MODULES = {
+    "draw_effects": "figures",
     "draw_fractions": "figures",
     "draw_metric": "figures",
     "draw_norms": "figures",

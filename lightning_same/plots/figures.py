@@ -1,4 +1,4 @@
-"""The figures: checkpoint fractions, norms, sharpness and any other metric over the steps, of one run or several."""
+"""The figures: fractions, norms, sharpness, effects and any other metric over the steps, of one run or several."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -50,6 +50,18 @@ NORMS = {
     "grad_cosine": "cosine of g and s",
     "weight_norm": "norm of the weights",
 }
+EFFECTS = {
+    **{
+        f"effect on the {of}": {f"ckpt_effect/{name}/{loss}": style for name, style in CKPTS.items()}
+        for loss, of in {
+            "clean": "clean samples' loss",
+            "noisy": "noisy samples' loss",
+            "validation": "validation loss",
+        }.items()
+    },
+    "share of s from noisy samples": {f"ckpt_share/{name}/noisy": CKPTS[name] for name in ("ckpt1", "ckpt2")},
+}
+"""What `CheckpointEffectMonitor` logs. On checkpoints 3 and 4 the share is a ratio of small numbers."""
 LOGARITHMIC = ("norm of the gradients", "norm of s in each checkpoint")
 RESIDUALS = {
     "sharpness/top_eigenvalue": "sharpness/residual",
@@ -112,20 +124,24 @@ def draw_norms(runs: Runs) -> Figure:
     _require(tables, list(NORMS))
     if len(tables) > 1:
         return _compare(tables, NORMS, logarithmic=[key for key in NORMS if key.startswith("grad_norm/")])
-    (table,) = tables.values()
-    panels = {title: _present(styles, table) for title, styles in PANELS.items()}
-    panels = {title: styles for title, styles in panels.items() if styles}
-    _require_values(tables, [key for styles in panels.values() for key in styles])
-    with mpl.rc_context(RC):
-        columns = min(2, len(panels))
-        figure = Figure(figsize=(4.8 * columns, 2.6 * -(-len(panels) // columns)))
-        ends = []
-        for axes, (title, styles) in zip(panel_grid(figure, len(panels), columns), panels.items(), strict=True):
-            ends.append((axes, lines(axes, table, styles)))
-            axes.set_title(title)
-            _scale(axes, next(iter(styles)), logarithmic=title in LOGARITHMIC)
-        _finish(figure, ends, tables)
-    return figure
+    return _panels(tables, PANELS, LOGARITHMIC)
+
+
+def draw_effects(runs: Runs) -> Figure:
+    """What a step of length one along each checkpoint does to the losses, and the share of s from noisy samples.
+
+    Args:
+        runs: what `read_metrics` returns, or several of these by the names of the runs: then every checkpoint and loss
+            has a panel, with a line for each run. What has not been logged is left out.
+
+    Raises:
+        KeyError: names the missing keys, if all of them are missing.
+        ValueError: if none of the values is finite.
+    """
+    tables = _by_name(runs)
+    titles = {key: f"{title}: {style.label}" for title, styles in EFFECTS.items() for key, style in styles.items()}
+    _require(tables, list(titles))
+    return _compare(tables, titles) if len(tables) > 1 else _panels(tables, EFFECTS)
 
 
 def draw_sharpness(runs: Runs) -> Figure:
@@ -182,6 +198,25 @@ def _by_name(runs: Runs) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def _panels(
+    tables: Mapping[str, pd.DataFrame], panels: Mapping[str, Mapping[str, Style]], logarithmic: Sequence[str] = ()
+) -> Figure:
+    """The panels of a single run, each with the lines that it has logged, under their titles."""
+    (table,) = tables.values()
+    shown = {title: present for title, styles in panels.items() if (present := _present(styles, table))}
+    _require_values(tables, [key for styles in shown.values() for key in styles])
+    with mpl.rc_context(RC):
+        columns = min(2, len(shown))
+        figure = Figure(figsize=(4.8 * columns, 2.6 * -(-len(shown) // columns)))
+        ends = []
+        for axes, (title, styles) in zip(panel_grid(figure, len(shown), columns), shown.items(), strict=True):
+            ends.append((axes, lines(axes, table, styles)))
+            axes.set_title(title)
+            _scale(axes, next(iter(styles)), logarithmic=title in logarithmic)
+        _finish(figure, ends, tables)
+    return figure
+
+
 def _compare(tables: Mapping[str, pd.DataFrame], titles: Mapping[str, str], logarithmic: Iterable[str] = ()) -> Figure:
     """A panel for each key, with a line for each run; names beside the lines of one panel, or else above all panels."""
     keys = [key for key in titles if any(key in table for table in tables.values())]
@@ -218,7 +253,12 @@ def _scale(axes: Axes, key: str, logarithmic: bool) -> None:
     else:
         low, high = axes.dataLim.intervaly
         # Of a metric that is not known, zero is shown where it takes no more than half of the panel.
-        if key in EIGENVALUES or key == "weight_norm" or (low >= 0 and low < high - low):
+        if (
+            key in EIGENVALUES
+            or key == "weight_norm"
+            or key.startswith("ckpt_effect/")
+            or (low >= 0 and low < high - low)
+        ):
             show_zero(axes)
 
 
@@ -270,5 +310,9 @@ MONITORED = {
     "fractions": (draw_fractions, "CheckpointFractionMonitor", [f"ckpt_fraction/{name}" for name in SHARES]),
     "norms": (draw_norms, "GradientNormMonitor", list(NORMS)),
     "sharpness": (draw_sharpness, "SharpnessMonitor", list(EIGENVALUES)),
+    "effects": (draw_effects, "CheckpointEffectMonitor", [key for styles in EFFECTS.values() for key in styles]),
 }
 """What the monitors log: how it is drawn, the callback, and its keys."""
+
+RARE = ("effects",)
+"""Of these nobody is told that they are missing: they need samples that are known to be noisy."""

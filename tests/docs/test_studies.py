@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from support.paths import ROOT
 
+from lightning_same.experiments.study.plan import Study
+
 STUDIES = ROOT / "docs" / "studies"
 PUBLISHED = sorted(path.parent.parent.name for path in STUDIES.glob("*/tables/curves.csv.xz"))
 
@@ -46,3 +48,14 @@ def test_every_figure_and_table_of_a_published_report_is_there(name: str) -> Non
     runs = pd.read_csv(STUDIES / name / "tables" / "runs.csv")
     assert report.split("\n\n")[2].startswith(f"{len(runs)} of ")
     assert runs["configuration"].is_unique
+
+
+def test_the_page_says_how_many_runs_the_shipped_studies_have() -> None:
+    page = (ROOT / "docs" / "study.md").read_text()
+    rows = re.findall(r"^\| (`\w+\.yaml`(?:, `\w+\.yaml`)*) \|.*\| ([\d, ]+?)(?: each)? \|$", page, re.MULTILINE)
+    said = {}
+    for names, counts in rows:
+        files, numbers = re.findall(r"`(\w+\.yaml)`", names), [int(number) for number in counts.split(", ")]
+        said |= dict(zip(files, numbers * len(files) if len(numbers) == 1 else numbers, strict=True))
+    assert len(said) == 10
+    assert said == {name: len(Study.read(ROOT / "configs" / "studies" / name).runs) for name in said}
