@@ -77,7 +77,7 @@ class ReplayCheck(Callback):
             return None if loss is None else Outcome([loss.detach()], derivatives(loss, params, module))
 
         fingerprints: list[Mapping[str, str]] = [fingerprint(module)]
-        with undisturbed(trainer, module) as rewind:
+        with undisturbed(trainer, module, in_step=True) as rewind:
             first = forward_backward()
             fingerprints.append(fingerprint(module))
             rewind()

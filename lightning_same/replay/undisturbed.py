@@ -39,22 +39,24 @@ class ReplayState:
 
 @contextmanager
 def undisturbed(
-    trainer: pl.Trainer, module: pl.LightningModule, unheld: Sequence[Tensor] = ()
+    trainer: pl.Trainer, module: pl.LightningModule, unheld: Sequence[Tensor] = (), *, in_step: bool = False
 ) -> Iterator[Callable[[], None]]:
     """Whatever runs in this context leaves no trace.
 
-    Nothing is logged or printed. When it ends, by whatever way, the module, its Trainer and the random number
-    generators are as they were when it began; see `Snapshot` and `TrainerState` for what that covers.
+    What is logged can be read back, and reaches no logger; nothing is printed. When the context ends, by whatever way,
+    the module, its Trainer and the random number generators are as they were when it began; see `Snapshot` and
+    `TrainerState` for what that covers.
 
     Args:
         trainer: the module's Trainer.
         module: the module.
         unheld: parameters that somebody else puts back.
+        in_step: whether all processes repeat the training step that they are in; see `muted`.
 
     Yields:
         A function that goes back to where the context began.
     """
-    with as_replay(), muted(trainer, module):
+    with as_replay(), muted(trainer, module, in_step=in_step):
         state = ReplayState(trainer, module, unheld)
         try:
             yield state.restore

@@ -1,6 +1,7 @@
-"""Logging at once, instead of at the end of a batch or an epoch."""
+"""Logging at once, and what `self.log` does in a training step that is repeated."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -40,6 +41,34 @@ def log_now(
         logger.log_metrics(row, step=steps_logged(trainer) if step is None else step)
     if prog_bar:
         trainer.progress_bar_metrics.update({prog_bar[key]: row[key] for key in prog_bar if key in row})
+
+
+def log_in_replay(module: pl.LightningModule, *, synchronizes: bool) -> Callable[..., None]:
+    """What takes the place of ``module.log`` while a training step is repeated.
+
+    A training step may read back what it has just logged, such as ``trainer.callback_metrics["loss"]``. So values are
+    logged as in the step itself, and `TrainerState` takes them away again. Outside of training nothing is logged.
+
+    Args:
+        module: the module.
+        synchronizes: whether ``sync_dist`` is obeyed, for which every process has to run the same steps.
+    """
+
+    def log(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        trainer = module.trainer
+        if not trainer.training or trainer.sanity_checking:
+            return
+        if not synchronizes and "sync_dist" in kwargs:
+            kwargs["sync_dist"] = False
+        hook = module._current_fx_name  # seen in Lightning 2.5.1 to 2.6.6
+        module._current_fx_name = "training_step"
+        try:
+            # Not an override of the module's own, which may write somewhere else too.
+            pl.LightningModule.log(module, name, value, *args, **kwargs)
+        finally:
+            module._current_fx_name = hook
+
+    return log
 
 
 def logs_this_step(trainer: pl.Trainer) -> bool:

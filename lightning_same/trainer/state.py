@@ -35,12 +35,14 @@ class TrainerState:
             )
         ]
         self._results = dict(results)
+        self._last_hook = connector._current_fx
         self._should_stop = trainer.should_stop
 
     def restore(self) -> None:
         """Put everything back. May be called many times."""
         trainer = self._trainer
         trainer.should_stop = self._should_stop
+        trainer._logger_connector._current_fx = self._last_hook
         results = trainer.fit_loop.epoch_loop._results
         if len(results) != len(self._results):
             results.clear()

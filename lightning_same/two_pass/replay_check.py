@@ -55,7 +55,10 @@ def check_replay(
 
     step.sam_pass = 2
     try:
-        with undisturbed(trainer, module, step.fit.stepped_parameters()), step.weights_as_before():
+        with (
+            undisturbed(trainer, module, step.fit.stepped_parameters(), in_step=True),
+            step.weights_as_before(),
+        ):
             rewind()
             put_back = fingerprint(module)
             replays.append(again())

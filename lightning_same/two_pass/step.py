@@ -262,7 +262,7 @@ class TwoPassStep(Step):
         others = [param for param in parameters_of(modules) if param not in radii]
         average_is_there: Callable[[], None] = _nothing
         with (
-            undisturbed(self.trainer, self.module, self.fit.stepped_parameters()),
+            undisturbed(self.trainer, self.module, self.fit.stepped_parameters(), in_step=True),
             self.weights_as_before(),
             self._unfrozen_as_before(params, release),
         ):

@@ -5,6 +5,7 @@ from collections import UserDict
 from typing import Any
 
 import torch
+import torchmetrics
 from torch import Tensor, nn
 
 from support.nets import Plain
@@ -53,6 +54,23 @@ class ReadsMetrics(Plain):
         known = [float(values.get("train_loss", 1.0)) for values in metrics]
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True)
         return loss * sum(known)
+
+
+class ReadsBack(Plain):
+    """Weighs its loss by what it has logged a moment before: a value, a mean over processes, a metric's value."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.mean = torchmetrics.MeanMetric()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss_now", loss)
+        self.log("synced", loss.detach(), on_step=True, on_epoch=True, sync_dist=True)
+        self.mean(loss.detach())
+        self.log_dict({"mean": self.mean}, on_step=True, on_epoch=True)
+        known = [self.trainer.callback_metrics[key] for key in ("loss_now", "synced", "mean_step")]
+        return loss * (1 + sum(known))
 
 
 class WritesWeights(Plain):
@@ -154,6 +172,7 @@ REAL = [
     LateBuffer,
     LateLayer,
     ReadsMetrics,
+    ReadsBack,
     WritesWeights,
     ReplacesWeightData,
     WritesWeightData,

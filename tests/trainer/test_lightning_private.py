@@ -23,6 +23,8 @@ PRIVATE: dict[str, tuple[str, Callable[[pl.Trainer], object]]] = {
     "_callback_metrics": (SEEN, lambda trainer: trainer._logger_connector._callback_metrics),
     "_logged_metrics": (SEEN, lambda trainer: trainer._logger_connector._logged_metrics),
     "_progress_bar_metrics": (SEEN, lambda trainer: trainer._logger_connector._progress_bar_metrics),
+    "_current_fx": (SEEN, lambda trainer: trainer._logger_connector._current_fx),
+    "_current_fx_name": (SEEN, lambda trainer: trainer.lightning_module._current_fx_name),
     "_results": (SEEN, lambda trainer: trainer.fit_loop.epoch_loop._results),
     "_check_on_train_epoch_end": (SEEN, lambda trainer: EarlyStopping("loss")._check_on_train_epoch_end),
     "_every_n_train_steps": (SEEN, lambda trainer: ModelCheckpoint()._every_n_train_steps),

@@ -9,10 +9,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from support.fits import differences, fit, observed_fit
+from lightning.pytorch.strategies import DDPStrategy
+from support.fits import differences, fit, observed_fit, weights
 from support.nets import Plain, TwoOptimizers, build
+from support.ranks import Ranks
 from support.real_modules import (
     REAL,
+    ReadsBack,
     ReadsProgress,
     ReassignsModule,
     ReassignsParameter,
@@ -188,3 +191,18 @@ def test_what_is_reassigned_is_made_at_w(kind: Any) -> None:
         torch.testing.assert_close(module.teacher[0].weight, start, rtol=0, atol=0)
     else:
         torch.testing.assert_close(module.average, start * 0.5, rtol=0, atol=0)
+
+
+def weights_on_a_rank(rule: Any) -> list[Tensor]:
+    module = build(ReadsBack) if rule is None else with_sam(build(ReadsBack), rule)
+    strategy: Any = DDPStrategy(process_group_backend="gloo")
+    fit(module, max_epochs=1, devices=2, strategy=strategy)
+    return weights(module)
+
+
+def test_on_two_processes_a_step_reads_back_what_is_reduced_over_them(ranks: dict[int, Ranks]) -> None:
+    plain = ranks[2].run(weights_on_a_rank, None)
+    assert differences(plain, ranks[2].run(weights_on_a_rank, SAM(0.0))) == []
+    one, two = ranks[2].run(weights_on_a_rank, SAM(0.1))
+    assert differences(one, two) == []
+    assert differences(one, plain[0]) != []

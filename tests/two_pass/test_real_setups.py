@@ -4,6 +4,7 @@ import abc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
@@ -269,3 +270,21 @@ def test_a_patch_of_somebody_else_stays() -> None:
     theirs = made.strategy.training_step
     made.fit(with_sam(build(Plain), SAM(0.1)))
     assert made.strategy.training_step is theirs
+
+
+class Logs(Plain):
+    """Writes to its logger by itself."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.logger.experiment.add_text("step", str(batch_idx))
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_mock_in_place_of_a_logger_works() -> None:
+    """As in the tests that users write; it gets nothing from pass two or a monitor's passes."""
+    logger = Mock(version="0")
+    logger.name, logger.save_dir = "name", "folder"  # `name` is an argument of the mock itself.
+    fit(with_sam(build(Logs), SAM(0.1)), max_epochs=1, logger=logger)
+    assert logger.experiment.add_text.call_count == len(build(Logs).train_dataloader())
+    fit(build(Logs), max_epochs=1, logger=logger, callbacks=[SharpnessMonitor(every_n_steps=2)])
+    assert logger.experiment.add_text.call_count == 2 * len(build(Logs).train_dataloader())

@@ -47,6 +47,9 @@ MONITORS: dict[str, Any] = {
 }
 
 
+STEP = "sharpness/step_alignment"
+
+
 class Member:
     """A published model, trained on synthetic data from random weights.
 
@@ -113,7 +116,9 @@ class Member:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*has not converged")
             watched = observed(built(self.make), self.batches(), MONITORS[monitor]())
-        values = [value for _, row in watched["monitored"] for value in row.values()]
+        # A schedule that begins at a learning rate of 0 takes a step that has no direction.
+        rows = [{k: v for k, v in row.items() if (step, k) != (0, STEP)} for step, row in watched["monitored"]]
+        values = [value for row in rows for value in row.values()]
         # Some values of a step are known sooner than others, and have a row of their own.
         measured = {step for step, _ in watched["monitored"]}
         assert len(measured) == watched["global_step"] // (2 if "Sharp" in monitor else 1)
