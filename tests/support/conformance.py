@@ -25,12 +25,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lightning_same import SAM, with_sam
+from support.conformance_rules import RHO, RULES, ByHand, moved, put_back
 from support.fits import LIGHTNING, differences, fit, observed_fit
 from support.nets import Everything, Plain, build, loader
 from support.passes import FORCED
-
-RHO = 0.2
-
 
 EPOCHS = 3
 
@@ -155,16 +153,16 @@ def against_lightning(case: Case) -> list[str]:
     return differences(plain, forced)
 
 
-def against_the_loop(case: Case) -> float:
-    """The largest difference of a weight after training by SAM from that of `loop_by_hand`."""
-    module = with_sam(build(PlainScheduled, case.scheduler), SAM(RHO))
+def against_the_loop(case: Case, rule: str = "SAM") -> float:
+    """The largest difference of a weight after training by a rule from that of `loop_by_hand`."""
+    module = with_sam(build(PlainScheduled, case.scheduler), RULES[rule][0])
     fit(module, max_epochs=EPOCHS, **options_of(case))
-    expected = loop_by_hand(case)
+    expected = loop_by_hand(case, RULES[rule][1]())
     return max((a.detach() - b).abs().max().item() for a, b in zip(module.parameters(), expected, strict=True))
 
 
-def loop_by_hand(case: Case) -> list[Tensor]:
-    """SAM with every Trainer feature of the case, written out on one process; by nothing of the package."""
+def loop_by_hand(case: Case, rule: ByHand) -> list[Tensor]:
+    """A rule with every Trainer feature of the case, written out on one process; by nothing of the package."""
     net = build(PlainScheduled, case.scheduler).layers
     params = list(net.parameters())
     optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-3)
@@ -172,6 +170,7 @@ def loop_by_hand(case: Case) -> list[Tensor]:
     scaler = scaler_of(case.precision)
     dtype = {"32": None, "bf": torch.bfloat16, "16": torch.float16}[case.precision[:2]]
     batches = whole_batches()
+    step = 0
 
     def loss_of(batch: Any) -> Tensor:
         with nullcontext() if dtype is None else torch.autocast("cpu", dtype):
@@ -191,18 +190,23 @@ def loop_by_hand(case: Case) -> list[Tensor]:
         for start in range(0, len(batches), case.accumulate):
             window = batches[start : start + case.accumulate]
             optimizer.zero_grad()
+            w = moved(params, rule.ahead([optimizer.state[param].get("momentum_buffer") for param in params]))
             losses += backward(window)
-            grads = [param.grad for param in params]
-            norm = torch.cat([grad.flatten() for grad in grads]).norm()
-            w = [param.detach().clone() for param in params]
-            with torch.no_grad():
-                for param, grad in zip(params, grads, strict=True):
-                    param += RHO / norm * grad if norm > 0 else 0
-                    param.grad = None
-            backward(window)
-            with torch.no_grad():
-                for param, value in zip(params, w, strict=True):
-                    param.copy_(value)
+            put_back(params, w)
+            grads: list[Any] = [param.grad for param in params]
+            scale = 1.0 if scaler is None else scaler.get_scale()
+            e = rule.e([grad / scale for grad in grads], step, EPOCHS * math.ceil(len(batches) / case.accumulate))
+            if e is None:
+                d = rule.plain(grads)
+            else:
+                w = moved(params, e)
+                optimizer.zero_grad()
+                backward(window)
+                put_back(params, w)
+                d = rule.d(grads, [param.grad for param in params if param.grad is not None])
+            for param, grad in zip(params, d, strict=True):
+                param.grad = grad
+            step += 1
             if scaler is not None:
                 scaler.unscale_(optimizer)
             if case.clipping == "norm":

@@ -1,5 +1,7 @@
 """Contract 3: the conformance matrix, on one process and on two."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from support.conformance import (
     feature_does_something,
     overflows,
 )
+from support.conformance_rules import RULES
 from support.fits import LIGHTNING
 from support.ranks import Ranks
 
@@ -34,6 +37,12 @@ TRIED = [
 ]
 
 
+OTHER_RULES = [name for name in RULES if name != "SAM"]
+
+OF_OTHER_RULES = [case for case in CASES if (case.clipping, case.scheduler) == ("norm", "step")]
+"""Accumulation and precision; what else there is acts on d, whatever made it."""
+
+
 def name_of(case: Case) -> str:
     return f"accumulate {case.accumulate}, {case.precision}, clip {case.clipping}, scheduler {case.scheduler}"
 
@@ -46,6 +55,13 @@ def test_forced_pass_two_at_rho_zero_is_plain_lightning(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_sam_is_the_loop_by_hand(case: Case) -> None:
     assert against_the_loop(case) < 1e-6
+
+
+@pytest.mark.parametrize("case", OF_OTHER_RULES, ids=name_of)
+@pytest.mark.parametrize("rule", OTHER_RULES)
+def test_other_rules_are_the_loop_by_hand(rule: str, case: Case) -> None:
+    """Those to which the size of g matters, those that remember, those of one pass."""
+    assert against_the_loop(case, rule) < 1e-6
 
 
 def test_the_overflows_happen() -> None:
@@ -63,26 +79,45 @@ def test_feature_does_something(feature: str) -> None:
     assert feature_does_something(feature) or feature == "detect_anomaly"
 
 
-def on_two(kind: str) -> dict[Any, Any]:
-    if kind == "features":
-        return {name: feature_against_lightning(name, 1) for name in FEATURES}
-    check = against_lightning if kind == "lightning" else against_the_loop
-    return {case: check(case) for case in CASES}
+def lightning_on_two(cases: list[Case]) -> dict[Case, list[str]]:
+    return {case: against_lightning(case) for case in cases}
+
+
+def loop_on_two(cases: list[Case]) -> dict[Case, float]:
+    return {case: against_the_loop(case) for case in cases}
+
+
+def rules_on_two(rule: str) -> dict[Case, float]:
+    return {case: against_the_loop(case, rule) for case in OF_OTHER_RULES if case.precision in TOLERANCE}
 
 
 @pytest.fixture(scope="module")
-def two(ranks: dict[int, Ranks]) -> dict[str, list[dict[Any, Any]]]:
-    """All cases on two processes, each with its own data and random numbers."""
-    return {kind: ranks[2].run(on_two, kind) for kind in ("lightning", "loop", "features")}
+def two(ranks: dict[int, Ranks]) -> Callable[..., list[dict[Case, Any]]]:
+    """Cases on two processes, each with its own data and random numbers: a part of the matrix in each call."""
+
+    @cache
+    def found(function: Any, accumulate: int, precision: str) -> list[dict[Case, Any]]:
+        part = [case for case in CASES if (case.accumulate, case.precision) == (accumulate, precision)]
+        return ranks[2].run(function, part)
+
+    return found
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_two_processes(two: dict[str, list[dict[Any, Any]]], case: Case) -> None:
-    assert [found[case] for found in two["lightning"]] == [[], []]
+def test_two_processes(two: Callable[..., list[dict[Case, Any]]], ranks: dict[int, Ranks], case: Case) -> None:
+    part = case.accumulate, case.precision
+    assert [found[case] for found in two(lightning_on_two, *part)] == [[], []]
     if case.precision in TOLERANCE:
-        assert max(found[case] for found in two["loop"]) < TOLERANCE[case.precision]
+        assert max(found[case] for found in two(loop_on_two, *part)) < TOLERANCE[case.precision]
+
+
+@pytest.mark.parametrize("rule", OTHER_RULES)
+def test_other_rules_on_two_processes(ranks: dict[int, Ranks], rule: str) -> None:
+    for found in ranks[2].run(rules_on_two, rule):
+        for case, difference in found.items():
+            assert difference < TOLERANCE[case.precision], name_of(case)
 
 
 @pytest.mark.parametrize("feature", TRIED)
-def test_features_on_two_processes(two: dict[str, list[dict[Any, Any]]], feature: str) -> None:
-    assert [found[feature] for found in two["features"]] == [[], []]
+def test_features_on_two_processes(ranks: dict[int, Ranks], feature: str) -> None:
+    assert ranks[2].run(feature_against_lightning, feature, 1) == [[], []]

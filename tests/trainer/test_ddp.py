@@ -155,38 +155,50 @@ class Mixed(Plain):
         return self.layers[3:](self.layers[2](self.layers[:2](x).double()).float())
 
 
+WINDOWS = {"local": 1, "global": 3}
+"""With either ascent g is averaged by this package, not by DDP: after pass two, or of each micro-batch before it."""
+
+
 def train_mixed(rule: Rule, ascent: str) -> Any:
-    module = with_sam(build(Mixed), rule, ascent=ascent, check_replay=False)
-    fit(module, **ddp_options("default"))
+    module = with_sam(build(Mixed), rule, ascent=ascent, accumulate="micro_batch", check_replay=False)
+    fit(module, accumulate_grad_batches=WINDOWS[ascent], **ddp_options("default"))
     return [param.detach() for param in module.parameters()]
 
 
+@pytest.mark.parametrize("ascent", WINDOWS)
 @pytest.mark.parametrize("rule", [SAME((1, 4), 2.0, 0.3), CheckpointSelect((1, 4), 0.3)], ids=repr)
-def test_gradients_of_two_dtypes_are_averaged_each_in_its_own(ranks: dict[int, Ranks], rule: Rule) -> None:
-    """With local ascent g is averaged by this package, not by DDP."""
-    one, two = ranks[2].run(train_mixed, rule, "local")
+def test_gradients_of_two_dtypes_are_averaged_each_in_its_own(ranks: dict[int, Ranks], rule: Rule, ascent: str) -> None:
+    one, two = ranks[2].run(train_mixed, rule, ascent)
     assert differences(one, two) == []
     assert [value.dtype for value in one].count(torch.float64) == 2
-    expected = local_loop(rule)
-    for a, b in zip(one, expected, strict=True):
+    for a, b in zip(one, mixed_loop(rule, ascent), strict=True):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
 
 
-def local_loop(rule: Rule) -> list[Tensor]:
-    """Two ranks one after the other, each with an e of its own."""
+def mixed_loop(rule: Rule, ascent: str) -> list[Tensor]:
+    """Two ranks one after the other, each with an e of its own, or with one of both."""
     module = build(Mixed)
     params, optimizer = list(module.parameters()), module.configure_optimizers()
-    batches = list(module.train_dataloader()) * 2
-    for x, y in batches:
-        shares = [[x[rank::2], y[rank::2]] for rank in range(2)]
-        base, perturbed = [], []
-        for share in shares:
-            base.append(torch.autograd.grad(module.training_step(share, 0), params))
-            with rule.perturbed(params, base[-1]):
-                perturbed.append(torch.autograd.grad(module.training_step(share, 0), params))
-        g, s = ([(a + b) / 2 for a, b in zip(*each, strict=True)] for each in (base, perturbed))
-        for param, grad in zip(params, rule.combine(g, s), strict=True):
-            param.grad = grad
-        optimizer.step()
+
+    def gradient(shares: Any) -> Any:
+        loss = sum(module.training_step(share, 0) for share in shares) / len(shares)
+        return torch.autograd.grad(loss, params)
+
+    def mean(of: Any) -> list[Tensor]:
+        return [torch.stack(each).mean(dim=0) for each in zip(*of, strict=True)]
+
+    for _ in range(2):
+        batches = list(module.train_dataloader())
+        for start in range(0, len(batches), WINDOWS[ascent]):
+            base, perturbed = [], []
+            for x, y in batches[start : start + WINDOWS[ascent]]:
+                shares = [[x[rank::2], y[rank::2]] for rank in range(2)]
+                for group in [[share] for share in shares] if ascent == "local" else [shares]:
+                    base.append(gradient(group))
+                    with rule.perturbed(params, base[-1]):
+                        perturbed.append(gradient(group))
+            for param, grad in zip(params, rule.combine(mean(base), mean(perturbed)), strict=True):
+                param.grad = grad
+            optimizer.step()
     return [param.detach() for param in params]
