@@ -51,8 +51,22 @@ class Fits:
 class TwoPassFits(Fits):
     """With a second pass in every step."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._mixed: dict[int, tuple[pl.LightningModule, type[pl.LightningModule]]] = {}
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        with super().prepared():
+            yield
+        # A module that several tests share is what it was.
+        for model, kind in self._mixed.values():
+            vars(model).pop("sam", None)
+            model.__class__ = kind
+
     @contextmanager
     def around(self, trainer: pl.Trainer, model: pl.LightningModule) -> Iterator[None]:
+        self._mixed.setdefault(id(model), (model, type(model)))
         with_sam(model, FORCED)
         yield
 
