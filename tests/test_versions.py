@@ -15,7 +15,7 @@ def lower_bounds() -> dict[str, Version]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"]]
     for extra, requirements in project["optional-dependencies"].items():
-        lines += requirements if extra not in ("dev", "mutation", "zoo") else []
+        lines += requirements if extra not in ("dev", "lightning-tests", "mutation", "zoo") else []
     bounds = {}
     for requirement in map(Requirement, lines):
         if requirement.name != project["name"]:

@@ -22,8 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.pluginmanager.hasplugin("rerunfailures"):
-        config.addinivalue_line("markers", "flaky: of pytest-rerunfailures, which is not installed")
+    config.addinivalue_line("markers", "flaky(reruns): how often a test is run again that fails")
     config.pluginmanager.register(Suite(config), "lightning_suite")
 
 
@@ -47,9 +46,13 @@ class Suite:
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         """Run a test, once more without prepared fits if it fails, and report what that means."""
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        fits = KINDS[self.kind]()
-        reports = run(item, nextitem, fits)
-        outcome = outcome_of(reports)
+        flaky = item.get_closest_marker("flaky")
+        for _ in range(1 + (flaky.kwargs.get("reruns", 1) if flaky else 0)):
+            fits = KINDS[self.kind]()
+            reports = run(item, nextitem, fits)
+            outcome = outcome_of(reports)
+            if outcome != "failed":
+                break
         if outcome == "failed":
             if outcome_of(run(item, nextitem, Fits())) == "failed":
                 outcome = FAILS_PLAIN
