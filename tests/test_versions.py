@@ -10,17 +10,27 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 
 
+def installed() -> list[str]:
+    """What `.ci/run oldest` installs: the library, and the extra `test` with those that it names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines, extras, seen = [*project["dependencies"]], ["test"], {"test"}
+    while extras:
+        for line in project["optional-dependencies"][extras.pop()]:
+            requirement = Requirement(line)
+            if requirement.name != project["name"]:
+                lines.append(line)
+            new = requirement.extras - seen if requirement.name == project["name"] else set()
+            extras += new
+            seen |= new
+    return lines
+
+
 def lower_bounds() -> dict[str, Version]:
     """The oldest version of each package that a user, or the tests, may have."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"]]
-    for extra, requirements in project["optional-dependencies"].items():
-        lines += requirements if extra not in ("dev", "lightning-tests", "mutation", "zoo") else []
     bounds = {}
-    for requirement in map(Requirement, lines):
-        if requirement.name != project["name"]:
-            (oldest,) = (part.version for part in requirement.specifier if part.operator in (">=", "=="))
-            bounds[canonicalize_name(requirement.name)] = Version(oldest)
+    for requirement in map(Requirement, installed()):
+        (oldest,) = (part.version for part in requirement.specifier if part.operator in (">=", "=="))
+        bounds[canonicalize_name(requirement.name)] = Version(oldest)
     return bounds
 
 
