@@ -85,7 +85,7 @@ def test_a_copy_of_the_weights_has_their_precision_also_when_that_has_changed() 
 def test_a_chain_carries_what_any_of_its_links_carries(links: list[Rule]) -> None:
     rule = Rule(0.3, combination=Chain(links), timing=Every(2))
     g, s = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 1.0])]
-    with pytest.raises(ValueError, match="carries something from step to step"):
+    with pytest.raises(ValueError, match=r"Make `memory = Memory\(params\)`"):
         rule.combine(g, s)
     memory = Memory(g)
     rule.combine(g, s, Progress(0), memory)
