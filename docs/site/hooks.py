@@ -54,8 +54,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def outward(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join("docs", here, match[2]))
-        inside = files.get_file_from_path(posixpath.relpath(target, "docs"))
-        if ":" in match[2] or inside or not (ROOT / target).exists():
+        file = files.get_file_from_path(posixpath.relpath(target, "docs"))
+        shown = file is not None and not file.inclusion.is_excluded()
+        if ":" in match[2] or shown or not (ROOT / target).exists():
             return match[0]
         kind = "tree" if (ROOT / target).is_dir() else "blob"
         return f"{match[1]}{config.extra['source']}/{kind}/main/{target}{match[3] or ''}{match[4]}"
