@@ -44,9 +44,9 @@ class TrainerState:
         trainer.should_stop = self._should_stop
         trainer._logger_connector._current_fx = self._last_hook
         results = trainer.fit_loop.epoch_loop._results
-        if len(results) != len(self._results):
-            results.clear()
-            results.update(self._results)
+        # Also where there are as many: what is logged for the first time, in each pass, has a result for each.
+        results.clear()
+        results.update(self._results)
         for dictionary, items in self._dicts:
             dictionary.clear()
             dictionary.update(items)

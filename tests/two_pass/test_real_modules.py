@@ -33,6 +33,7 @@ from lightning_same import (
     GradientNormMonitor,
     LastFraction,
     SharpnessMonitor,
+    replaying,
     with_sam,
 )
 
@@ -206,3 +207,23 @@ def test_on_two_processes_a_step_reads_back_what_is_reduced_over_them(ranks: dic
     one, two = ranks[2].run(weights_on_a_rank, SAM(0.1))
     assert differences(one, two) == []
     assert differences(one, plain[0]) != []
+
+
+@pytest.mark.parametrize("monitored", [False, True])
+def test_what_is_logged_is_that_of_pass_one(monitored: bool) -> None:
+    """At rho > 0, where the loss of the other passes is another; from the first step on, where nothing was logged."""
+    losses: list[Tensor] = []
+
+    class Logs(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            if not replaying():
+                losses.append(loss.detach())
+            self.log("loss", loss, on_step=True, on_epoch=True)
+            return loss
+
+    module = build(Logs) if monitored else with_sam(build(Logs), SAM(0.5))
+    made = fit(module, max_epochs=1, callbacks=[GradientNormMonitor(every_n_steps=1, rho=0.5)] if monitored else [])
+    assert len(losses) == made.global_step
+    torch.testing.assert_close(made.callback_metrics["loss_epoch"], torch.stack(losses).mean())
+    assert made.callback_metrics["loss_step"] == losses[-1]
