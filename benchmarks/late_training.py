@@ -1,32 +1,33 @@
 """Whether `converged` is true of curvature late in training, against dense Hessians.
 
-``python benchmarks/late_training.py`` trains small networks with cross-entropy and stops at mean losses from 0.1 to
-1e-7. At each it measures the top eigenvalue from 20 random starts in float32, and once with ``dtype="auto"``, and
-compares with the dense Hessian of the same weights: finite differences of fourth order of the gradient in float64, for
-no second derivative of torch is asked then. Prints a table and writes ``benchmarks/results/late_training.json``.
+``python benchmarks/late_training.py`` trains twelve small networks and stops at mean losses from 0.1 to 1e-7. At each
+it measures the top eigenvalue from 20 random starts in float32, by default and with ``confident=True``, and once with
+``dtype="auto"``. It compares with the dense Hessian of the same weights: central differences of the gradient
+in float64, for no second derivative of torch is asked then. g'Hg / g'g is compared likewise. Prints a table
+and writes ``benchmarks/results/late_training.json``.
 """
 
 import argparse
 import copy
 import json
-import math
 import statistics
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from figures import RESULTS, write
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_attention
 
-from lightning_same import top_eigenvalue
+from lightning_same import gradient_curvature, top_eigenvalue
 
 LOSSES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 SEEDS = 20
 TOLERANCE = 2e-3
-SAMPLES, LENGTH, FEATURES, CLASSES = 40, 4, 6, 4
-RESULTS = Path(__file__).parent / "results" / "late_training.json"
+SAMPLES, LENGTH, FEATURES, CLASSES, TOKENS = 40, 4, 6, 4, 12
 
 
 class Recurrent(nn.Module):
@@ -74,25 +75,64 @@ def convolutional(norm: Callable[[int], nn.Module]) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * FEATURES, CLASSES))
 
 
-def perceptron() -> nn.Module:
+class Embeddings(nn.Module):
+    """Predicts the next token; tied, the embeddings are the weights of the head too."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.embed, self.hidden, self.head = nn.Embedding(TOKENS, 8), nn.Linear(8 * LENGTH, 8), nn.Linear(8, TOKENS)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.hidden(self.embed(x).flatten(1))))
+
+
+class Equilibrium(nn.Module):
+    """Twenty steps towards the fixed point of one layer, as in a deep equilibrium model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inject, self.inner, self.head = nn.Linear(LENGTH * FEATURES, 10), nn.Linear(10, 10), nn.Linear(10, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        injected = self.inject(x.flatten(1))
+        z = torch.zeros_like(injected)
+        for _ in range(20):
+            z = torch.tanh(0.5 * self.inner(z) + injected)
+        return self.head(z)
+
+
+def perceptron(outputs: int = CLASSES) -> nn.Sequential:
     """Two hidden layers."""
     width = LENGTH * FEATURES
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(width, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, CLASSES)
+        nn.Flatten(), nn.Linear(width, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, outputs)
     )
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "MLP": perceptron,
-    "CNN, BatchNorm": lambda: convolutional(nn.BatchNorm1d),
-    "CNN, GroupNorm": lambda: convolutional(lambda channels: nn.GroupNorm(2, channels)),
-    "LSTM": Recurrent,
-    "transformer": Encoder,
-    "attention": Attention,
-}
+def partly_frozen() -> nn.Module:
+    """Two hidden layers, the first of which is not trained."""
+    net = perceptron()
+    net[1].requires_grad_(False)
+    return net
 
 
-def data() -> tuple[Tensor, Tensor]:
+class Task(NamedTuple):
+    """What a network learns.
+
+    Attributes:
+        net: makes it.
+        data: makes the batch.
+        loss: of outputs and targets.
+    """
+
+    net: Callable[[], nn.Module]
+    data: Callable[[], tuple[Tensor, Tensor]]
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+
+
+def classes() -> tuple[Tensor, Tensor]:
     """Noisy classes that every network can learn by heart."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(SAMPLES) % CLASSES
@@ -100,89 +140,210 @@ def data() -> tuple[Tensor, Tensor]:
     return centres[y] + 0.5 * torch.randn(SAMPLES, LENGTH, FEATURES, generator=generator), y
 
 
-def dense_top(net: nn.Module, x: Tensor, y: Tensor, step: float = 1e-3) -> float:
-    """The largest eigenvalue of the Hessian by differences of gradients."""
+def tokens() -> tuple[Tensor, Tensor]:
+    """Random tokens to be learnt by heart."""
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randint(TOKENS, (SAMPLES, LENGTH), generator=generator),
+        torch.randint(TOKENS, (SAMPLES,), generator=generator),
+    )
+
+
+def values() -> tuple[Tensor, Tensor]:
+    """Two smooth functions of the classes' inputs."""
+    x, _ = classes()
+    return x, torch.stack([torch.sin(x.sum((1, 2)) / 4), x[:, 0, 0] * x[:, 1, 1]], 1)
+
+
+def sum_of_squares(output: Tensor, target: Tensor) -> Tensor:
+    """Half the sum over outputs, the mean over samples."""
+    return 0.5 * (output - target).square().sum(1).mean()
+
+
+NETWORKS: dict[str, Task] = {
+    "MLP": Task(perceptron, classes),
+    "CNN, BatchNorm": Task(lambda: convolutional(nn.BatchNorm1d), classes),
+    "CNN, GroupNorm": Task(lambda: convolutional(lambda channels: nn.GroupNorm(2, channels)), classes),
+    "LSTM": Task(Recurrent, classes),
+    "transformer": Task(Encoder, classes),
+    "attention": Task(Attention, classes),
+    "embeddings": Task(lambda: Embeddings(tied=False), tokens),
+    "tied embeddings": Task(lambda: Embeddings(tied=True), tokens),
+    "deep equilibrium": Task(Equilibrium, classes),
+    "frozen layer": Task(partly_frozen, classes),
+    "MSE, mean": Task(partial(perceptron, 2), values, mse_loss),
+    "MSE, sum": Task(partial(perceptron, 2), values, sum_of_squares),
+}
+
+
+def double(tensor: Tensor) -> Tensor:
+    """In float64, if it is not of whole numbers."""
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def trained(net: nn.Module) -> list[Tensor]:
+    """The parameters that are not frozen."""
+    return [param for param in net.parameters() if param.requires_grad]
+
+
+class Exact(NamedTuple):
+    """In float64.
+
+    Attributes:
+        top: the largest eigenvalue of the Hessian.
+        along: g'Hg / g'g.
+    """
+
+    top: float
+    along: float
+
+
+def dense(task: Task, net: nn.Module, step: float = 1e-4) -> Exact:
+    """The Hessian by differences of gradients."""
     net = copy.deepcopy(net).double()
-    params = list(net.parameters())
+    params = trained(net)
+    x, y = map(double, task.data())
+
+    def gradient() -> Tensor:
+        return torch.cat([grad.flatten() for grad in torch.autograd.grad(task.loss(net(x), y), params)])
+
     rows = []
     for param in params:
         flat = param.data.view(-1)
         for index in range(flat.numel()):
-            before, row = flat[index].item(), torch.zeros((), dtype=torch.float64)
-            for offset, factor in ((-2, 1 / 12), (-1, -2 / 3), (1, 2 / 3), (2, -1 / 12)):
-                flat[index] = before + offset * step
-                grads = torch.autograd.grad(cross_entropy(net(x.double()), y), params)
-                row = row + factor / step * torch.cat([grad.flatten() for grad in grads])
+            before = flat[index].item()
+            flat[index] = before + step
+            above = gradient()
+            flat[index] = before - step
+            rows.append((above - gradient()) / (2 * step))
             flat[index] = before
-            rows.append(row)
     matrix = torch.stack(rows)
-    return torch.linalg.eigvalsh((matrix + matrix.T) / 2)[-1].item()
+    matrix, g = (matrix + matrix.T) / 2, gradient()
+    return Exact(torch.linalg.eigvalsh(matrix)[-1].item(), (g @ matrix @ g / (g @ g)).item())
 
 
-def measured(net: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Any:
-    """The top eigenvalue without its warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return top_eigenvalue(lambda: cross_entropy(net(x), y), net, tolerance=TOLERANCE, **options)
-
-
-def state(name: str, net: nn.Module, x: Tensor, y: Tensor, loss: float, seeds: int, auto: bool) -> dict[str, Any]:
+def state(name: str, task: Task, net: nn.Module, loss: float, seeds: int, auto: bool) -> dict[str, Any]:
     """One row of the table."""
-    exact = dense_top(net, x, y)
-    found = [measured(net, x, y, seed=seed) for seed in range(seeds)]
-    errors = [abs(top.value / exact - 1) for top in found]
+    exact, (x, y) = dense(task, net), task.data()
+
+    def measured(function: Callable[..., Any] = top_eigenvalue, **options: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(lambda: task.loss(net(x), y), net, tolerance=TOLERANCE, **options)
+
+    found = [measured(seed=seed) for seed in range(seeds)]
+    errors = [abs(top.value / exact.top - 1) for top in found]
     row = {
         "network": name,
         "loss": loss,
-        "top": exact,
+        "top": exact.top,
         "converged": sum(top.converged for top in found),
         "false": sum(top.converged and error > TOLERANCE for top, error in zip(found, errors, strict=True)),
-        "outside": sum(error * exact > top.residual for top, error in zip(found, errors, strict=True)),
+        "outside": sum(error * exact.top > top.residual for top, error in zip(found, errors, strict=True)),
         "median error": statistics.median(errors),
         "worst error": max(errors),
-        "median residual": statistics.median(top.residual / exact for top in found),
+        "median residual": statistics.median(top.residual / exact.top for top in found),
         "products": statistics.mean(top.hvps for top in found),
     }
     if auto:
-        finer = measured(net, x, y, dtype="auto")
-        row |= {"auto converged": finer.converged, "auto error": abs(finer.value / exact - 1)}
+        sure = [measured(seed=seed, confident=True, max_products=64) for seed in range(seeds)]
+        row["confident converged"] = sum(top.converged for top in sure)
+        row["confident false"] = sum(top.converged and abs(top.value / exact.top - 1) > TOLERANCE for top in sure)
+        row["confident products"] = statistics.mean(top.hvps for top in sure)
+        along = measured(gradient_curvature)
+        row["along error"] = abs(along.value - exact.along) / abs(exact.along)
+        row["along rounding"] = along.rounding / abs(exact.along)
+        finer = measured(dtype="auto")
+        row |= {"auto converged": finer.converged, "auto error": abs(finer.value / exact.top - 1)}
+        row["auto along error"] = abs(measured(gradient_curvature, dtype="auto").value / exact.along - 1)
     return row
+
+
+def train(name: str, task: Task, seeds: int, auto: bool) -> list[dict[str, Any]]:
+    """The rows of one network."""
+    torch.manual_seed(0)
+    # Weights are those of float32 throughout, gradients of float64: of float32 they would end where the loss is 1e-7.
+    net, rows = task.net().double(), []
+    x, y = map(double, task.data())
+    optimizer = torch.optim.Adam(trained(net), lr=0.01)
+    waiting = list(LOSSES)
+    for step in range(100_000):
+        if step % 5 == 0:
+            net.eval()
+            loss = task.loss(net(x), y).item()
+            # At losses that no step of 0.01 reaches, steps are as small as the square root of the loss.
+            optimizer.param_groups[0]["lr"] = min(0.01, 0.3 * loss**0.5) if task.loss is not cross_entropy else 0.01
+            if loss <= waiting[0]:
+                rows.append(state(name, task, copy.deepcopy(net).float(), loss, seeds, auto))
+                pairs = ((key, number) for key, number in rows[-1].items() if key != "network")
+                print(name, "  ".join(f"{key} {number:.3g}" for key, number in pairs), flush=True)
+                waiting.pop(0)
+                if not waiting:
+                    return rows
+            net.train()
+        optimizer.zero_grad()
+        task.loss(net(x), y).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for tensor in (*net.parameters(), *net.buffers()):
+                tensor.copy_(tensor.float())
+    raise RuntimeError(f"{name} has not reached a loss of {waiting[0]:g}: {loss:.3g} after 100,000 steps.")
+
+
+def table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A line for each loss, over the networks in the file; some were measured before a column was there."""
+    names = dict.fromkeys(row["network"] for row in rows)
+    lines = []
+    for index, loss in enumerate(LOSSES):
+        at = [[row for row in rows if row["network"] == name][index] for name in names]
+        whole = [row for row in at if "along error" in row]
+        missed = [row for row in whole if row["along error"] > max(row["along rounding"], TOLERANCE)]
+        sure, wrong = (sum(row[f"confident {key}"] for row in whole) for key in ("converged", "false"))
+        lines.append(
+            [
+                f"{loss:g}",
+                f"{sum(row['converged'] for row in at)} of {len(at) * SEEDS}, {sum(row['false'] for row in at)}",
+                f"{max(row['worst error'] for row in at):.1e}",
+                f"{sure} of {len(whole) * SEEDS}, {wrong}",
+                f"{sum(row['auto converged'] for row in at)} of {len(at)}, {max(row['auto error'] for row in at):.1e}",
+                f"{len(missed)} of {len(whole)}",
+                f"{max(row['auto along error'] for row in whole):.1e}",
+            ]
+        )
+    return lines
+
+
+HEAD = [
+    "mean loss",
+    "float32: `converged`, of these wrong",
+    "worst error",
+    "`confident=True`: `converged`, wrong",
+    '`dtype="auto"`: `converged`, worst error',
+    "g'Hg / g'g: above its estimate",
+    'with `dtype="auto"`: worst error',
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--no-auto", action="store_true", help="of a version without dtype=")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--only", choices=NETWORKS, help="one network; the others' figures stay")
+    parser.add_argument("--no-auto", action="store_true", help="of a version without dtype= and confident=")
+    parser.add_argument("--output", type=Path, help="write there, and no table")
     asked = parser.parse_args()
-    x, y = data()
-    rows = []
-    for name, make in NETWORKS.items():
-        torch.manual_seed(0)
-        net = make()
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-        waiting = list(LOSSES)
-        for _ in range(100_000):
-            net.eval()
-            loss = cross_entropy(copy.deepcopy(net).double()(x.double()), y).item()
-            if loss <= waiting[0]:
-                rows.append(state(name, net, x, y, loss, asked.seeds, not asked.no_auto))
-                print("  ".join(f"{key} {value:.3g}" if key != "network" else value for key, value in rows[-1].items()))
-                waiting.pop(0)
-                if not waiting:
-                    break
-            net.train()
-            # The gradient in float64: in float32 it would end where the loss is 1e-7.
-            twin = copy.deepcopy(net).double()
-            cross_entropy(twin(x.double()), y).backward()
-            for param, of_twin in zip(net.parameters(), twin.parameters(), strict=True):
-                assert of_twin.grad is not None
-                param.grad = of_twin.grad.float()
-            net.load_state_dict({**net.state_dict(), **{k: v for k, v in twin.state_dict().items() if "running" in k}})
-            optimizer.step()
-            assert math.isfinite(loss)
-    asked.output.write_text(json.dumps(rows, indent=1) + "\n")
-    print(f"false: {sum(row['false'] for row in rows)} of {sum(row['converged'] for row in rows)} converged")
+    output = asked.output or RESULTS / "late_training.json"
+    of: dict[str, list[dict[str, Any]]] = {name: [] for name in NETWORKS}
+    if asked.only and output.exists():
+        for row in json.loads(output.read_text())["states"]:
+            of.setdefault(row["network"], []).append(row)
+    for name in [asked.only] if asked.only else NETWORKS:
+        of[name] = train(name, NETWORKS[name], asked.seeds, not asked.no_auto)
+    rows = [row for rows in of.values() for row in rows]
+    if asked.output:
+        asked.output.write_text(json.dumps({"states": rows}, indent=1) + "\n")
+    else:
+        write("late_training", {"states": rows}, table(rows), HEAD)
+    print(f"wrong: {sum(row['false'] for row in rows)} of {sum(row['converged'] for row in rows)} converged")
 
 
 if __name__ == "__main__":

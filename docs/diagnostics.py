@@ -23,9 +23,9 @@ def is_noisy(batch: Batch) -> torch.Tensor:
 def main(target: Path, max_epochs: int = 40) -> None:
     pl.seed_everything(0)
     monitors = [
-        CheckpointFractionMonitor(every_n_steps=5, rho=0.2, noisy_mask=is_noisy),
-        GradientNormMonitor(every_n_steps=5, rho=0.2),
-        SharpnessMonitor(every_n_steps=20, rho=0.2),
+        CheckpointFractionMonitor(every_n_steps=5, rho=0.2, noisy_mask=is_noisy, per_layer=True),
+        GradientNormMonitor(every_n_steps=5, rho=0.2, noisy_mask=is_noisy, per_layer=True),
+        SharpnessMonitor(every_n_steps=20, rho=0.2, gradient_curvature=True, adaptive=True, worst_case=0.1),
     ]
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
@@ -39,7 +39,7 @@ def main(target: Path, max_epochs: int = 40) -> None:
         data = DigitsData(noise_rate=0.4, val_fraction=0.2, batch_size=64, augment=False)
         trainer.fit(ImageClassifier(SmallCNN(10, width=16), num_classes=10), data)
         plot([folder, "--labels", "SGD, 40% wrong labels"])
-        for name in ("fractions", "norms", "sharpness"):
+        for name in ("fractions", "shares", "norms", "layers", "sharpness"):
             shutil.copy(Path(folder) / f"{name}.png", target / f"diagnostics_{name}.png")
 
 

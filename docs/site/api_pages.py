@@ -5,7 +5,7 @@ from typing import NamedTuple
 from public_names import MODULES
 
 import lightning_same
-from lightning_same import Rule
+from lightning_same import Rule, plots
 
 
 class Group(NamedTuple):
@@ -44,10 +44,7 @@ GROUPS = {
     "plots": Group(
         "Plots",
         "Figures from what runs have logged; the extra `plots`.",
-        others=tuple(
-            f"lightning_same.plots.{name}"
-            for name in ("read_metrics", "draw_fractions", "draw_norms", "draw_sharpness", "draw_metric")
-        ),
+        others=tuple(f"lightning_same.plots.{name}" for name in plots.__all__),
     ),
     "experiments": Group("Experiments", "Data, label noise and models of the studies; the extra `experiments`."),
 }

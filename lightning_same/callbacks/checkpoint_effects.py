@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
@@ -14,6 +15,7 @@ from lightning_same.callbacks.cadence import Cadence
 from lightning_same.callbacks.monitor import Monitor
 from lightning_same.callbacks.noisy_samples import NoisyMask
 from lightning_same.callbacks.probe import LossFn, check_probe, stepped
+from lightning_same.curvature.differentiable import evaluated
 from lightning_same.gradients.effects import (
     GROUPS,
     Effects,
@@ -47,7 +49,8 @@ class CheckpointEffectMonitor(Monitor):
     modules that train by a rule and on others, and leaves no trace: training is bit for bit what it is without the
     callback, if `training_step` can be replayed (see `ReplayCheck`). It costs two forwards and four backwards of the
     batch, and one of each for every validation batch. Under DDP all gradients are averaged over the processes first, so
-    every rank holds the same value. Where batches are accumulated the first one of a step is measured.
+    every rank holds the same value. Where batches are accumulated the first one of a step is measured. Compiled modules
+    run eagerly.
 
     Logged, with s_k for s on checkpoint k and 0 elsewhere:
         - ``ckpt_effect/ckptK/clean``, ``/noisy``, ``/validation``: <s_k, g_X> / \|\|s_k\|\|, the first-order decrease
@@ -133,9 +136,10 @@ class CheckpointEffectMonitor(Monitor):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if dataloader_idx == 0 and batch_idx == len(self._kept) < self.validation_batches:
+        is_wanted = dataloader_idx == 0 and batch_idx == len(self._kept) < self.validation_batches
+        if is_wanted and trainer.state.fn == TrainerFn.FITTING:
             with torch.inference_mode(False):  # a tensor made in it takes no part in a backward pass
-                self._kept.append(torch.utils._pytree.tree_map_only(Tensor, torch.clone, batch))
+                self._kept.append(copy_of(batch))
 
     @override
     def on_train_batch_start(
@@ -153,11 +157,16 @@ class CheckpointEffectMonitor(Monitor):
             self._log(trainer, values)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._kept.clear()  # or they would stay on the device
+
     def _measured(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> dict[str, Tensor]:
         params = stepped(trainer, module)
         rule, radius_of = ascent(trainer, module, self.rho)
         radii = None if radius_of is None else [radius_of.get(param, 0.0) for param in params]
-        with undisturbed(trainer, module) as rewind:
+        # A compiled backward runs once only, and two parts of one forward take two.
+        with undisturbed(trainer, module) as rewind, torch.compiler.set_stance("force_eager"):
             base = self._parts(trainer, module, batch, params)
             grads = _sum(base)
             rewind()
@@ -209,18 +218,13 @@ class CheckpointEffectMonitor(Monitor):
 
     def _validation(self, trainer: pl.Trainer, module: pl.LightningModule, params: Sequence[Tensor]) -> list[Tensor]:
         """The gradient of the mean loss over the validation samples of all processes, in evaluation mode."""
-        modes = {child: child.training for child in module.modules()}
-        module.eval()
-        try:
-            total, samples = [torch.zeros_like(param) for param in params], 0
+        total, samples = [torch.zeros_like(param) for param in params], 0
+        with evaluated(module):
             for kept in self._kept:
                 with torch.enable_grad(), trainer.precision_plugin.train_step_context():
                     losses = self._losses(module, copy_of(kept))
                 torch._foreach_add_(total, _own_gradient(trainer, module, losses.sum(), params))
                 samples += len(losses)
-        finally:
-            for child, training in modes.items():
-                child.training = training
         count = torch.tensor([float(samples)], device=module.device)
         *total, count = _reduced(trainer, [*total, count], "sum")
         torch._foreach_div_(total, count.item())

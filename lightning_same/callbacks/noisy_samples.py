@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 NoisyMask = Callable[[Any], Tensor]
@@ -34,7 +35,8 @@ def clean_and_noisy(trainer: pl.Trainer, module: nn.Module, batch: Any, noisy_ma
         got = f"{noisy.dtype} of shape {tuple(noisy.shape)}" if isinstance(noisy, Tensor) else repr(noisy)
         raise ValueError(f"`noisy_mask` must return a boolean tensor with one element per sample, got {got}.")
     masks = {"clean": ~noisy, "noisy": noisy}
-    counts = torch.stack([mask.sum() for mask in masks.values()])
+    # The mask may be on the host, for whose tensors NCCL has no reduction.
+    counts = torch.stack([mask.sum() for mask in masks.values()]).to(trainer.strategy.root_device)
     # BatchNorm fails on a single sample.
     fewest = 2 if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()) else 1
     counts = torch.where(counts < fewest, 0, counts)
@@ -48,12 +50,19 @@ def clean_and_noisy(trainer: pl.Trainer, module: nn.Module, batch: Any, noisy_ma
 
 def _rows(batch: Any, mask: Tensor) -> Any:
     """The batch, cut down to the samples under the mask."""
-    leaves, structure = torch.utils._pytree.tree_flatten(batch)
-    is_cut = [isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == len(mask) for leaf in leaves]
-    if not any(is_cut):
+    was_cut = False
+
+    def rows(tensor: Tensor) -> Tensor:
+        nonlocal was_cut
+        if tensor.dim() == 0 or len(tensor) != len(mask):
+            return tensor
+        was_cut = True
+        return tensor[mask.to(tensor.device)]
+
+    cut = apply_to_collection(batch, Tensor, rows)
+    if not was_cut:
         raise ValueError(
             f"`noisy_mask` returned {len(mask)} elements, but the batch, a {type(batch).__name__}, holds no tensor of"
-            " that length to cut. Tensors may be nested in lists, tuples and dicts."
+            " that length to cut. Tensors may be nested in lists, tuples, mappings and dataclasses."
         )
-    rows = [leaf[mask.to(leaf.device)] if cut else leaf for leaf, cut in zip(leaves, is_cut, strict=True)]
-    return torch.utils._pytree.tree_unflatten(rows, structure)
+    return cut

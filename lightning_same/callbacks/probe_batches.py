@@ -1,6 +1,7 @@
 """The batches that a monitor measures on throughout."""
 
 from collections.abc import Sequence
+from numbers import Number
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,11 +23,16 @@ class ProbeBatches:
         batches: how many of the first training batches, the same on all processes; or the batches of this process.
 
     Raises:
-        ValueError: if the number is not a whole number >= 1.
+        ValueError: if it is neither a whole number >= 1 nor a list or tuple.
     """
 
     def __init__(self, owner: object, batches: int | Sequence[Any]) -> None:
         self._owner = type(owner).__name__
+        if isinstance(batches, str) or not isinstance(batches, Number | Sequence):
+            raise ValueError(
+                f"{self._owner}: `probe_batches` must be a whole number >= 1 or a list of batches, got"
+                f" {type(batches).__name__}. Take batches of a loader by `list(itertools.islice(loader, 4))`."
+            )
         self._given: Sequence[Any] | None = batches if isinstance(batches, Sequence) else None
         self._number = 0 if isinstance(batches, Sequence) else check_int(owner, "probe_batches", batches, at_least=1)
         self._wanted = self._number
@@ -55,6 +61,10 @@ class ProbeBatches:
         if self._given is not None:
             with undisturbed(trainer, module):  # A module may augment what it moves.
                 self.batches = [batch_on_device(trainer, module, batch) for batch in self._given]
+
+    def end(self) -> None:
+        """End a fit: give up what lies on the device."""
+        self.batches = []
 
     def check_length(self, trainer: pl.Trainer) -> None:
         """Check that an epoch has as many batches.

@@ -1,8 +1,6 @@
 """How sharp the loss is while a model trains: when to measure it, and what to log."""
 
-import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import lightning.pytorch as pl
@@ -17,12 +15,9 @@ from lightning_same.callbacks.mean_loss import Mode, mean_loss
 from lightning_same.callbacks.monitor import Monitor
 from lightning_same.callbacks.probe import LossFn, check_probe
 from lightning_same.callbacks.probe_batches import ProbeBatches
-from lightning_same.curvature.adaptive import AdaptiveHessian
-from lightning_same.curvature.eigenvalues import TopEigenvalue, extreme_eigenvalues, reason
-from lightning_same.curvature.gradient import gradient_curvature
+from lightning_same.callbacks.sharpness_measures import Measures
 from lightning_same.curvature.hessian import Hessian
-from lightning_same.curvature.neighborhood import average_case_sharpness, worst_case_sharpness
-from lightning_same.curvature.vectors import cosine, dots
+from lightning_same.curvature.vectors import cosine
 from lightning_same.rules.settings import check_function, check_int, check_number
 from lightning_same.trainer.loop import is_accumulating, steps_logged
 from lightning_same.trainer.optimizers import largest_lr
@@ -129,11 +124,12 @@ class SharpnessMonitor(Monitor):
     ) -> None:
         super().__init__(name)
         self.cadence = Cadence(self, every_n_steps, every_n_epochs, default_steps=EVERY_N_STEPS)
-        check_int(self, "max_products", max_products, at_least=1)
-        check_int(self, "seed", seed, at_least=0)
         check_function(self, "loss_fn", loss_fn)
         check_function(self, "samples_fn", samples_fn)
         self._probe = ProbeBatches(self, probe_batches)
+        check_int(self, "max_products", max_products, at_least=1)
+        check_int(self, "seed", seed, at_least=0)
+        check_number(self, "tolerance", tolerance, above=0)
         for option, radius in {"rho": rho, "worst_case": worst_case, "average_case": average_case}.items():
             if radius is not None:
                 check_number(self, option, radius, above=0)
@@ -146,16 +142,18 @@ class SharpnessMonitor(Monitor):
         self.rho = rho
         self.mode: Mode = mode
         self.track = track
-        self.tolerance = check_number(self, "tolerance", tolerance, above=0)
-        self.both_ends = both_ends
-        self.max_products = max_products
-        self.confident = confident
         self.dtype: Literal["float64", "auto"] | None = dtype
-        self.adaptive = adaptive
-        self.worst_case = worst_case
-        self.average_case = average_case
-        self.gradient_curvature = gradient_curvature
-        self.seed = seed
+        self.measures = Measures(
+            tolerance=tolerance,
+            both_ends=both_ends,
+            max_products=max_products,
+            confident=confident,
+            adaptive=adaptive,
+            worst_case=worst_case,
+            average_case=average_case,
+            gradient_curvature=gradient_curvature,
+            seed=seed,
+        )
         self.prog_bar = prog_bar
         self._vector: Tensor | None = None
         self._before_step: tuple[Tensor, list[Tensor], Tensor] | None = None
@@ -214,6 +212,11 @@ class SharpnessMonitor(Monitor):
         super().on_train_epoch_end(trainer, pl_module)
 
     @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._vector = self._before_step = None  # copies of the weights' size
+        self._probe.end()
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"last_step": self._last_step}
 
@@ -228,95 +231,22 @@ class SharpnessMonitor(Monitor):
             trainer, module, self._probe.batches, self.loss_fn, self.samples_fn, self.mode, "SharpnessMonitor"
         ) as loss:
             hessian = Hessian(**loss, dtype=self.dtype)
-            row, top = self._curvature(hessian, self.seed + trainer.global_step if self.track else self.seed)
-            if hessian.finer is not None and top.vector.dtype == hessian.finer.dtype:
-                hessian = hessian.finer
-            row |= self._along_gradient(hessian, row)
-            row |= self._ascent(trainer, module, hessian, top)
-            row |= self._neighborhood(hessian)
+            rule, radii = ascent(trainer, module, self.rho)
+            seed = self.measures.seed + trainer.global_step if self.track else None
+            row, vector, doubts = self.measures.of(hessian, rule, radii, self._vector, seed)
+        self._vector = vector if self.track else None
+        for doubt in doubts:
+            rank_zero_warn(
+                "SharpnessMonitor: a measurement has not converged, or is not finite; it is logged with"
+                f" {self._named('sharpness/converged')} = 0. `max_products` is {self.measures.max_products},"
+                f" `tolerance` {self.measures.tolerance:g}: {doubt}"
+            )
         if (lr := largest_lr(trainer)) > 0:
             row["sharpness/two_over_lr"] = 2 / lr
         # These parameters, also if the step freezes or unfreezes some.
         params: list[Tensor] = [param for param in module.parameters() if param.requires_grad]
-        self._before_step = (top.vector, params, _flat(params, top.vector.dtype))
+        self._before_step = (vector, params, _flat(params, vector.dtype))
         self._log(trainer, row, step=step, prog_bar=self.prog_bar)
-
-    def _curvature(self, hessian: Hessian, seed: int) -> tuple[dict[str, float], TopEigenvalue]:
-        """The eigenvalues, and what is known of their errors."""
-        options = (self.tolerance, self.both_ends, self.max_products, seed)
-        top = extreme_eigenvalues(hessian, *options, self._vector, self.confident)
-        self._vector = top.vector if self.track else None
-        results = [top]
-        if self.adaptive:
-            results.append(extreme_eigenvalues(AdaptiveHessian(hessian), *options, confident=self.confident))
-        row = {
-            "sharpness/top_eigenvalue": top.value,
-            "sharpness/bottom_eigenvalue": top.bottom,
-            "sharpness/residual": top.residual,
-            "sharpness/bottom_residual": top.bottom_residual,
-            "sharpness/rounding": top.rounding,
-            "sharpness/upper_bound": top.upper,
-            "sharpness/hvps": float(sum(result.hvps for result in results)),
-            "sharpness/converged": float(all(result.converged for result in results)),
-        }
-        if self.adaptive:
-            row["sharpness/adaptive_top_eigenvalue"] = results[1].value
-        for result in results:
-            if not result.converged:
-                rank_zero_warn(
-                    "SharpnessMonitor: a measurement has not converged, or is not finite; it is logged with"
-                    f" {self._named('sharpness/converged')} = 0. `max_products` is {self.max_products}, `tolerance`"
-                    f" {self.tolerance:g}: {reason(result, self.tolerance)}"
-                )
-        return row, top
-
-    def _along_gradient(self, hessian: Hessian, row: Mapping[str, float]) -> dict[str, float]:
-        """g'Hg / g'g, and whether all of the row has converged."""
-        if not self.gradient_curvature:
-            return {}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "gradient_curvature: the value is")
-            along = gradient_curvature(hessian, tolerance=self.tolerance)
-        rounded = along.rounding > self.tolerance * abs(along.value)
-        if rounded:
-            rank_zero_warn(
-                f"SharpnessMonitor: g'Hg / g'g is {along.value:.4g}, and its error by rounding may be"
-                f" {along.rounding:.2g}; it is logged with {self._named('sharpness/converged')} = 0. Measure with"
-                ' `dtype="float64"`, or "auto".'
-            )
-        return {
-            "sharpness/gradient_curvature": along.value,
-            "sharpness/hvps": row["sharpness/hvps"] + along.hvps,
-            "sharpness/converged": row["sharpness/converged"] * (not rounded),
-        }
-
-    def _ascent(
-        self, trainer: pl.Trainer, module: pl.LightningModule, hessian: Hessian, top: TopEigenvalue
-    ) -> dict[str, float]:
-        """What the loss does on the way to w + e, and where e points."""
-        rule, radius_of = ascent(trainer, module, self.rho)
-        radii = None if radius_of is None else [radius_of.get(param, 0.0) for param in hessian.params]
-        before, gradient = hessian.loss_and_gradient()
-        weights = hessian.weights()
-        with rule.perturbed(hessian.params, hessian.split(gradient), radii):  # It invalidates the graph.
-            e = hessian.weights().sub_(weights)
-            gap = hessian.loss() - before
-        slope, square = dots([gradient, e], e).tolist()
-        return {
-            "sharpness/ascent_gap": gap,
-            "sharpness/ascent_curvature": 2 * (gap - slope) / square if square else math.nan,
-            "sharpness/ascent_alignment": cosine(e, top.vector).abs().item(),
-        }
-
-    def _neighborhood(self, hessian: Hessian) -> dict[str, float]:
-        """How much the loss rises around the weights, in units of the weights."""
-        row = {}
-        if self.worst_case is not None:
-            row["sharpness/worst_case"] = worst_case_sharpness(hessian, rho=self.worst_case, seed=self.seed).value
-        if self.average_case is not None:
-            average = average_case_sharpness(hessian, rho=self.average_case, seed=self.seed)
-            row["sharpness/average_case"] = average.value
-        return row
 
 
 def _flat(params: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -163,19 +163,27 @@ def _above(folders: Sequence[Path]) -> Path:
 
 def _figures(tables: "dict[str, pd.DataFrame]") -> "tuple[dict[str, Figure], list[str]]":
     """What the monitors have logged, and what is missing."""
-    from lightning_same.plots.figures import MONITORED, RARE
+    from lightning_same.plots.figures import MONITORED
+    from lightning_same.plots.metrics import monitor_names, of_monitor
 
     figures, notes = {}, []
-    for name, (draw, monitor, keys) in MONITORED.items():
-        try:
-            figures[name] = draw(tables)
-        except KeyError:
-            notes += [] if name in RARE else [f"{name}: add {monitor}"]
-        except ValueError as error:
-            notes.append(f"{name}: {str(error).rstrip('.')}")
-        else:
-            missing = [label for label, table in tables.items() if not any(key in table for key in keys)]
-            notes += [f"{name}: not of {label}, which has not logged them; add {monitor}" for label in missing]
+    for kind, (draw, keys, monitor) in MONITORED.items():
+        names = sorted({name for table in tables.values() for name in monitor_names(table, keys)})
+        without = []
+        for name in ["", *names]:
+            of_name = {run: of_monitor(table, name, names) for run, table in tables.items()}
+            figure = f"{kind}_{name}" if name else kind
+            try:
+                figures[figure] = draw(of_name)
+            except KeyError:
+                without.append(name)
+            except ValueError as error:
+                notes.append(f"{figure}: {str(error).rstrip('.')}")
+            else:
+                missing = [run for run, table in of_name.items() if monitor and not any(key in table for key in keys)]
+                notes += [f"{figure}: not of {run}, which has not logged them; add {monitor}" for run in missing]
+        if monitor and len(without) == 1 + len(names):
+            notes.append(f"{kind}: add {monitor}")
     if not figures:
         raise NotYet(f"{', '.join(tables)} has nothing to draw. {'; '.join(notes)}.")
     return figures, notes

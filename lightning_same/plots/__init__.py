@@ -7,17 +7,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_same.plots.figures import draw_effects, draw_fractions, draw_metric, draw_norms, draw_sharpness
+    from lightning_same.plots.comparison import draw_metric
+    from lightning_same.plots.effects import draw_effects
+    from lightning_same.plots.fractions import draw_fractions, draw_shares
+    from lightning_same.plots.heat_maps import draw_groups, draw_layers
     from lightning_same.plots.metrics import read_metrics
+    from lightning_same.plots.norms import draw_norms
+    from lightning_same.plots.sharpness import draw_sharpness
 
-__all__ = ["draw_effects", "draw_fractions", "draw_metric", "draw_norms", "draw_sharpness", "read_metrics"]
+__all__ = [
+    "draw_effects",
+    "draw_fractions",
+    "draw_groups",
+    "draw_layers",
+    "draw_metric",
+    "draw_norms",
+    "draw_shares",
+    "draw_sharpness",
+    "read_metrics",
+]
 
 MODULES = {
-    "draw_effects": "figures",
-    "draw_fractions": "figures",
-    "draw_metric": "figures",
-    "draw_norms": "figures",
-    "draw_sharpness": "figures",
+    "draw_effects": "effects",
+    "draw_fractions": "fractions",
+    "draw_groups": "heat_maps",
+    "draw_layers": "heat_maps",
+    "draw_metric": "comparison",
+    "draw_norms": "norms",
+    "draw_shares": "fractions",
+    "draw_sharpness": "sharpness",
     "read_metrics": "metrics",
 }
 

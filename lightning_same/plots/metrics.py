@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,30 @@ def run_names(runs: Sequence[Path]) -> list[str]:
     room = shortest - start - 1
     end = next((i for i in range(room) if len({path[-1 - i] for path in paths}) > 1), room)
     return ["/".join(path[start : len(path) - end]) for path in paths]
+
+
+def monitor_names(table: pd.DataFrame, keys: Collection[str]) -> list[str]:
+    """The names of the monitors that have logged one of these keys, with their name in it."""
+    return sorted({key.split("/")[1] for key in map(str, table) if "/" in key and _without_name(key) in keys})
+
+
+def of_monitor(table: pd.DataFrame, name: str, names: Collection[str]) -> pd.DataFrame:
+    """What one monitor has logged, by keys without its name.
+
+    Args:
+        table: what all have logged.
+        name: the monitor's; empty for the one without a name.
+        names: of all monitors.
+    """
+    if not name:
+        return table[[key for key in table if not set(str(key).split("/")[1:2]) & {*names}]]
+    keys = [str(key) for key in table if str(key).split("/")[1:2] == [name]]
+    return table[keys].rename(columns={key: _without_name(key) for key in keys})
+
+
+def _without_name(key: str) -> str:
+    first, _, *others = key.split("/")
+    return "/".join([first, *others])
 
 
 def _read_csv(file: Path) -> pd.DataFrame:

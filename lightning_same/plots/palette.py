@@ -56,8 +56,16 @@ METHODS = (
 )
 """The methods, in the order in which they are named."""
 
-QUANTITIES = (Style("#000000"), Style("#009E73", (4, 1.6), marker="s"), Style("#CC79A7", (1, 1.6), marker="^"))
+QUANTITIES = (
+    Style("#000000"),
+    Style("#009E73", (4, 1.6), marker="s"),
+    Style("#CC79A7", (1, 1.6), marker="^"),
+    Style("#7F4F24", (9, 2, 2, 2), marker="D"),
+)
 """Several quantities of one run, such as the norms of g, s and d, in colors that no checkpoint has."""
+
+SEQUENTIAL = "viridis"
+"""Matplotlib's colors from small to large in heat maps, which grow lighter and are told apart with any color vision."""
 
 
 def method_styles(methods: Iterable[str], references: Sequence[str] = ()) -> dict[str, Style]:

@@ -61,7 +61,7 @@ def stacked_areas(axes: Axes, shares: pd.DataFrame, styles: Sequence[Style]) -> 
     Returns:
         The middle of each area's right edge; not of areas that have no height at any step.
     """
-    steps, groups = _averaged(shares)
+    steps, groups = averaged(shares)
     means = groups.mean()
     if len(means) == 1:  # An area needs two edges.
         axes.set_xticks(steps)
@@ -106,7 +106,7 @@ def lines(
         values = finite(table[columns])
         if values.empty:
             continue
-        steps, groups = _averaged(values, MAX_POINTS_COMPARED if compared else MAX_POINTS)
+        steps, groups = averaged(values, MAX_POINTS_COMPARED if compared else MAX_POINTS)
         mean = groups.mean()
         low, high = groups[key].quantile(0.25), groups[key].quantile(0.75)
         if residual in table:
@@ -209,7 +209,7 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
         )
 
 
-def _averaged(
+def averaged(
     table: pd.DataFrame, most: int = MAX_POINTS
 ) -> "tuple[np.ndarray, pd.api.typing.DataFrameGroupBy[Any, Any]]":
     """Neighboring rows grouped, so that at most `most` groups are left, and the steps where to draw them."""

@@ -13,6 +13,7 @@ from support.monitored import class_zero
 from support.nets import Everything, build, float64, loader
 from support.ranks import Ranks
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_same import SAM, SAME, CheckpointEffectMonitor, GradientNormMonitor, with_sam
@@ -228,3 +229,73 @@ def test_what_is_not_one_value_per_sample_is_told() -> None:
         )
     with pytest.raises(ValueError, match=r"`noisy_mask`, or else `batch.noisy`, must be a boolean tensor"):
         fit(build(Softmax), callbacks=[CheckpointEffectMonitor(every_n_steps=1)], max_epochs=1)
+
+
+class Own:
+    """A batch of a class that torch does not know."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def to(self, device: Any) -> "Own":
+        return Own(self.x.to(device), self.y.to(device))
+
+
+class Merging(Softmax):
+    """Merges a part of its weights in evaluation mode, as LoRA's layers do, on batches of its own class."""
+
+    def train(self, mode: bool = True) -> Any:
+        if mode != self.training:
+            self.linear.weight.data.add_(1.0, alpha=-1 if mode else 1)
+        return super().train(mode)
+
+    def losses(self, batch: Any) -> Tensor:
+        return super().losses((batch.x, batch.y))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.losses(batch).mean(), batch_size=len(batch.y))
+
+    def train_dataloader(self) -> Any:
+        return DataLoader([Own(x, y) for x, y in loader(48, 8, self.dtype)], batch_size=None, collate_fn=_passed_on)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader([Own(x, y) for x, y in loader(16, 8, self.dtype)], batch_size=None, collate_fn=_passed_on)
+
+
+def _passed_on(batch: Own) -> Own:
+    return Own(batch.x + 0.0, batch.y + 0)  # made where the loop fetches it: for validation in inference mode
+
+
+def test_evaluation_is_by_the_flags_alone_and_batches_may_be_of_any_class() -> None:
+    def fitted(*monitors: Any) -> tuple[Any, dict[str, Tensor]]:
+        made = fit(build(Merging), callbacks=list(monitors), max_epochs=1, num_sanity_val_steps=-1)
+        return weights(made.lightning_module), made.callback_metrics
+
+    plain, _ = fitted()
+    watched, metrics = fitted(CheckpointEffectMonitor(every_n_steps=1, noisy_mask=lambda batch: batch.y == 0))
+    assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
+    assert "ckpt_effect/whole/validation" in metrics
+
+
+def test_batches_are_kept_for_a_fit_and_no_longer() -> None:
+    monitor = CheckpointEffectMonitor(every_n_steps=1, noisy_mask=class_zero)
+    module = build(Softmax)
+    trainer = fit(module, callbacks=[monitor], max_epochs=1)
+    assert "ckpt_effect/whole/validation" in trainer.callback_metrics
+    assert monitor._kept == []
+    trainer.validate(module, verbose=False)
+    assert monitor._kept == []
+
+
+def test_beside_a_compiled_module() -> None:
+    def metrics(compiled: bool) -> dict[str, Tensor]:
+        module = build(Softmax)
+        if compiled:
+            module.linear = torch.compile(module.linear, backend="aot_eager")
+        monitor = CheckpointEffectMonitor(every_n_steps=1, noisy_mask=class_zero)
+        return fit(module, callbacks=[monitor], max_steps=2).callback_metrics
+
+    plain, compiled = metrics(False), metrics(True)
+    assert plain.keys() == compiled.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(value, compiled[key])

@@ -177,6 +177,42 @@ def test_values_per_layer_sum_up_to_the_total(mixed: bool) -> None:
         assert all(-1 <= row[f"grad_cosine_layer/{name}"] <= 1 for name in sizes)
 
 
+class Named(Plain):
+    """Two groups, one of which has a name."""
+
+    def configure_optimizers(self) -> Any:
+        first, second = self.layers[0].parameters(), self.layers[2].parameters()
+        return torch.optim.SGD([{"params": first, "name": "first"}, {"params": second}], lr=0.1)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_values_per_group_are_those_of_its_parameters(mixed: bool) -> None:
+    module = build(Named)
+    first = list(module.layers[0].parameters())
+    x_and_y = next(iter(module.train_dataloader()))
+    rule, params = SAM(0.3), list(module.parameters())
+
+    def gradient() -> Any:
+        return torch.autograd.grad(module.training_step(x_and_y, 0), params)
+
+    g = gradient()
+    with rule.perturbed(params, g):
+        s = gradient()
+    d = s if mixed else g
+    groups = {"first": slice(0, len(first)), "pg2": slice(len(first), None)}
+    expected = {name: measured(params[cut], g[cut], s[cut], d[cut]) for name, cut in groups.items()}
+    monitors = [kind(per_group=True, rho=0.3) for kind in MONITORS]
+    ((_, row), *_) = rows_of(with_sam(module, rule) if mixed else module, *monitors, max_steps=1)
+    for name, values in expected.items():
+        for key, value in values.items():
+            group, slash, rest = key.partition("/")
+            assert row[f"{group}_group/{name}{slash}{rest}"] == pytest.approx(value, rel=1e-5, abs=1e-7), key
+    sizes = {name: sum(param.numel() for param in params[cut]) for name, cut in groups.items()}
+    for ckpt in (*GROUPS, "rest"):
+        counted = sum(sizes[name] * row[f"ckpt_fraction_group/{name}/{ckpt}"] for name in groups)
+        assert counted == pytest.approx(sum(sizes.values()) * row[f"ckpt_fraction/{ckpt}"], abs=1e-4)
+
+
 def test_bins_sum_up_to_their_checkpoint() -> None:
     rows = rows_of(with_sam(build(Plain), SAM(0.3)), CheckpointFractionMonitor(histogram=True))
     for _, row in rows:

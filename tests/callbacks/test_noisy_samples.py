@@ -1,7 +1,10 @@
 """Clean and noisy samples of a batch, measured apart."""
 
+from collections import UserDict
+from dataclasses import dataclass
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from support.sharded import Sharded, strategy
 from torch import Tensor, nn
 
 from lightning_same import SAM, CheckpointFractionMonitor, GradientNormMonitor, with_sam
+from lightning_same.callbacks.noisy_samples import clean_and_noisy
 
 
 def noisy_rows(mixed: bool = False, **options: Any) -> list[dict[str, float]]:
@@ -96,6 +100,27 @@ def test_a_part_that_is_nowhere_is_not_logged_and_the_batchs_other_fields_are_cu
     assert [any("noisy" in key for key in row) for _, row in rows] == [False, True]
     assert all("ckpt_fraction_clean/ckpt1" in row for _, row in rows)
     assert set(seen) == {(n, n, "kept", (3,)) for n in (8, 5, 3)}
+
+
+@dataclass
+class Fields:
+    x: Tensor
+    y: Tensor
+    note: str = "kept"
+
+
+@pytest.mark.parametrize("kind", [lambda x, y: Fields(x, y), lambda x, y: UserDict(x=x, y=Fields(x, y), note="kept")])
+def test_the_samples_of_dataclasses_and_mappings_are_cut_too(kind: Any) -> None:
+    x, y = torch.randn(8, 6), torch.arange(8) % 3
+    batch = kind(x, y)
+    parts = clean_and_noisy(pl.Trainer(logger=False, accelerator="cpu"), build(Plain), batch, lambda _: y == 0)
+    for part, mask in ((parts["clean"].batch, y != 0), (parts["noisy"].batch, y == 0)):
+        assert type(part) is type(batch)
+        found = (part["x"], part["y"].y, part["note"]) if isinstance(part, UserDict) else (part.x, part.y, part.note)
+        assert torch.equal(found[0], x[mask])
+        assert torch.equal(found[1], y[mask])
+        assert found[2] == "kept"
+    assert len(batch["y"].y if isinstance(batch, UserDict) else batch.y) == 8
 
 
 def test_batch_norm_gets_no_lone_sample() -> None:

@@ -102,3 +102,49 @@ def test_a_run_of_few_batches_measures_on_these(run: bool | int) -> None:
 def test_an_epoch_must_hold_the_batches() -> None:
     with pytest.raises(ValueError, match="`probe_batches` is 7, but an epoch has only 6"):
         measured(build(Plain), SharpnessMonitor(probe_batches=7))
+
+
+@pytest.mark.parametrize("batches", [iter([]), DataLoader([]), "4", None, torch.zeros(3)], ids=str)
+def test_what_is_no_list_of_batches_is_told(batches: Any) -> None:
+    with pytest.raises(ValueError, match="`probe_batches` must be a whole number >= 1 or a list of batches, got"):
+        SharpnessMonitor(probe_batches=batches)
+
+
+def test_nothing_of_the_size_of_weights_or_batches_is_kept_after_a_fit() -> None:
+    given = list(build(Plain).train_dataloader())[:1]
+    for batches in (1, given):
+        monitor = SharpnessMonitor(probe_batches=batches, every_n_epochs=1, track=True)
+        fit(build(Plain), callbacks=[monitor], max_epochs=1)
+        held = [each for part in (monitor, monitor._probe) for each in vars(part).values() if each is not given]
+        assert [each for each in torch.utils._pytree.tree_leaves(held) if isinstance(each, torch.Tensor)] == []
+
+
+@pytest.mark.parametrize(("count", "forwards", "backwards"), [(1, 3, 0), (2, 6, 2)])
+def test_a_measurement_takes_a_few_passes_beside_its_products(
+    count: int, forwards: int, backwards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one batch: does it have a loss, the graph, L(w + e). For several the graph is made anew for each product."""
+    seen = {"forwards": 0, "graphs": 0, "backwards": 0}
+    gradient = torch.autograd.grad
+
+    def counted(*args: Any, **options: Any) -> Any:
+        seen["graphs" if options.get("create_graph") else "backwards"] += 1
+        return gradient(*args, **options)
+
+    class Counting(SharpnessMonitor):
+        def _measure(self, *args: Any) -> None:
+            monkeypatch.setattr(torch.autograd, "grad", counted)
+            handle = module.layers.register_forward_hook(lambda *_: seen.update(forwards=seen["forwards"] + 1))
+            super()._measure(*args)
+            handle.remove()
+            monkeypatch.undo()
+
+    module = build(Plain)
+    made = fit(module, callbacks=[Counting(probe_batches=count)], max_steps=count)
+    products = int(made.callback_metrics["sharpness/hvps"]) * count
+    graphs = products if count > 1 else 1
+    assert seen == {
+        "forwards": forwards + (graphs if count > 1 else 0),
+        "graphs": graphs,
+        "backwards": products + backwards,
+    }

@@ -219,9 +219,8 @@ def test_the_command_draws_what_was_logged(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([str(runs["csv"]), "--out", str(tmp_path / "new" / "folder")])
-    files = [
-        tmp_path / "new" / "folder" / name for name in ("fractions.png", "fractions.svg", "norms.png", "norms.svg")
-    ]
+    figures = ("fractions", "norms", "shares")
+    files = [tmp_path / "new" / "folder" / f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
     seen = capsys.readouterr()
     assert seen.out.split("\n") == [*map(str, files), ""]
     assert seen.err == "sharpness: add SharpnessMonitor\n"
@@ -296,7 +295,7 @@ def test_the_command_says_what_is_wrong(
 @pytest.mark.parametrize("library", ["matplotlib", "pandas"])
 def test_without_the_libraries_the_extra_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    for module in ("figures", "panels", "metrics"):
+    for module in ("figures", "fractions", "norms", "sharpness", "comparison", "panels", "metrics"):
         monkeypatch.delitem(sys.modules, f"lightning_same.plots.{module}", raising=False)
     with pytest.raises(ModuleNotFoundError, match=rf"Pictures need {library}: pip install 'lightning-same\[plots\]'"):
         assert importlib.import_module("lightning_same.plots").draw_norms
