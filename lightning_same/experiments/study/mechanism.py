@@ -44,8 +44,8 @@ def mechanism(study: Study, done: Sequence[Run], curves: pd.DataFrame) -> pd.Dat
         ``noisy_share``, the share of s there that comes from noisy samples, with its interval; ``noisy_dominated``, the
         share of elements where their gradient is the larger one; and ``beyond_count`` and ``beyond_norm``: the
         effect on the validation loss beyond that of a random set of elements, as many or with as large a norm of s,
-        with interval and word (greater, less, open) after Holm's correction for all rows. ``a_step`` says what the seed
-        of the project asks: *learns patterns* if a step there is shown to lower the validation loss, *fits noise* if it
+        with interval and word (greater, less, open) after Holm's correction for all rows. ``a_step`` answers the
+        notes' question: *learns patterns* if a step there is shown to lower the validation loss, *fits noise* if it
         is shown to lower the noisy samples' loss and to raise the validation loss, *harms* if it is shown to raise the
         validation loss and not that, else open; after Holm's correction for all rows, too.
     """
