@@ -48,7 +48,10 @@ PACKAGES = {
     "two_pass": ("lightning_same/two_pass", ["tests/two_pass", "tests/trainer/test_conformance.py"]),
     "replay": ("lightning_same/replay", ["tests/replay", "tests/two_pass"]),
     "curvature": ("lightning_same/curvature", ["tests/curvature", "tests/callbacks/test_sharpness.py"]),
-    "statistics": ("lightning_same/experiments/study/statistics.py", ["tests/experiments/test_study_statistics.py"]),
+    "statistics": (
+        "lightning_same/experiments/study/statistics.py",
+        ["tests/experiments/test_study_statistics.py", "tests/experiments/test_study_claims.py"],
+    ),
 }
 """Of each package, where its code is, and the tests that are to find its faults, those that do so soonest first."""
 

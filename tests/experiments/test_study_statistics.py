@@ -5,10 +5,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.integrate
+import scipy.stats
 
 from lightning_same.experiments.study.statistics import (
     Differences,
     holm,
+    paired,
     phase_means,
     phase_slopes,
     seeds_for_difference,
@@ -91,6 +94,49 @@ def test_as_many_seeds_as_are_asked_for_decide_in_four_studies_of_five(truth: fl
     words = [Differences(values, 0.02).word for values in rng.normal(truth, 0.02, (1000, seeds))]
     decided = np.mean([word in (("greater",) if truth else ("similar", "less", "greater")) for word in words])
     assert 0.76 < decided < 0.88
+
+
+@pytest.mark.parametrize("mean", [-0.05, -0.02, -0.003, 0.0, 0.003, 0.02, 0.05])
+def test_p_values_are_scipys_and_none_is_above_1(mean: float) -> None:
+    for seeds in (2, 3, 7):
+        values = np.random.default_rng(seeds).normal(mean, 0.01, seeds)
+        found = Differences(values.tolist(), 0.02)
+
+        def one_sided(than: float, side: str, values: np.ndarray = values) -> float:
+            return float(scipy.stats.ttest_1samp(values, than, alternative=side).pvalue)
+
+        expected = {
+            "greater": 2 * one_sided(0, "greater"),
+            "less": 2 * one_sided(0, "less"),
+            "similar": max(one_sided(-0.02, "greater"), one_sided(0.02, "less")),
+            "apart": 2 * min(one_sided(0.02, "greater"), one_sided(-0.02, "less")),
+        }
+        for word, p in expected.items():
+            assert found.p(word) == pytest.approx(min(1.0, p), rel=1e-9)
+
+
+@pytest.mark.parametrize("spread", [0.4, 0.7, 1.0, 1.6])
+def test_seeds_for_equivalence_are_those_of_the_exact_power(spread: float) -> None:
+    """The mean of the differences is normal, their variance distributed as chi-squared: one integral for each n."""
+
+    def power(n: int) -> float:
+        chi2, t = scipy.stats.chi2(n - 1), scipy.stats.t.ppf(0.95, n - 1)
+
+        def shown(u: float) -> float:
+            std = spread * math.sqrt(u / (n - 1))
+            room = (1 - t * std / math.sqrt(n)) * math.sqrt(n) / spread
+            return float(chi2.pdf(u)) * max(0.0, 2 * float(scipy.stats.norm.cdf(room)) - 1)
+
+        last = n * (n - 1) / (t * spread) ** 2  # Beyond this the interval is wider than what counts as none.
+        return float(scipy.integrate.quad(shown, 0, last)[0])
+
+    n = seeds_for_equivalence(spread, 1.0)
+    assert power(n) >= 0.799
+    assert power(n - 1) < 0.801
+
+
+def test_differences_are_of_the_seeds_that_both_have() -> None:
+    assert paired({7: 1.0, 1: 5.0, 0: 3.0}, {1: 1.0, 9: 4.0, 0: 2.0}) == [1.0, 4.0]
 
 
 def test_phases_average_their_share_of_the_epochs() -> None:
