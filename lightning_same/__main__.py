@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "fit": "train a model: --model, --data, --trainer and, for two passes, --sam; or -c CONFIG.yaml",
+    "fit": "train a model: --model, --data, --trainer and, for two passes, --sam; or -c CONFIG",
     "validate": "run the validation loop of a model",
     "test": "run the test loop of a model",
     "predict": "run a model's predictions",
     "plot": "draw the fractions, norms and sharpness that runs have logged",
     "sharpness": "measure the curvature of a model in a checkpoint file",
-    "study": "train methods x seeds, and report on them",
+    "study": "train methods x seeds, and report on them: -c CONFIG",
+    "configs": "list the configurations that come with the package, or copy one",
 }
 
 HELP = f"""usage: lightning-same COMMAND ...
@@ -23,6 +24,7 @@ commands:
 {chr(10).join(f"  {name:<10} {line}" for name, line in COMMANDS.items())}
 
 `lightning-same COMMAND --help` explains one.
+Tab completion: eval "$(register-python-argcomplete lightning-same)"
 """
 
 
@@ -39,6 +41,10 @@ def main(args: Sequence[str] | None = None) -> None:
     # As `python -m` does: the user's own modules are named from where the command is given.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    if "_ARGCOMPLETE" in os.environ:
+        from lightning_same.cli.completion import complete
+
+        complete()
     # Each command loads what it needs, and no more: they start sooner so.
     match words:
         case [] | ["-h" | "--help", *_]:
@@ -51,6 +57,10 @@ def main(args: Sequence[str] | None = None) -> None:
             from lightning_same.cli.sharpness import main as sharpness
 
             sharpness(rest)
+        case ["configs", *rest]:
+            from lightning_same.cli.configs import main as configs
+
+            configs(rest)
         case ["study", *rest]:
             from lightning_same.experiments.study import main as study
 

@@ -39,7 +39,6 @@ def main() -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     write_report(study, done, target, runs=options.results / RUNS)
-    (target / "report.html").unlink()
     for figure in (target / "figures").iterdir():
         if not figure.name.startswith(KEPT):
             figure.unlink()

@@ -31,8 +31,21 @@ def one_line(text: object, limit: int = 2000) -> str:
     return words if len(words) <= limit else f"{words[:half]} [...] {words[-half:]}"
 
 
+WANTED = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a text",
+    "list": "a list",
+    "NoneType": "null",
+}
+"""The types of options as they are told."""
+
+WHERE = "Modules are searched for in the folder where the command is given, and among the installed ones."
+
+
 def parser_error(message: str) -> str:
-    """What is wrong, out of jsonargparse's message with all types that an option may have: key, class and reason."""
+    """What is wrong, out of jsonargparse's message with all types of an option; on a second line, what to do."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
     keys: list[str] = []
     owner = ""
@@ -44,8 +57,16 @@ def parser_error(message: str) -> str:
         if problem:
             owner = problem[1]
         said = key[2] if key else problem[2] if problem else line
+        wrong = re.match(r"Expected an? <class '(\w+)'>\. Got value: (.*)", said)
+        if keys and wrong:
+            return f"--{'.'.join(keys)} must be {WANTED.get(wrong[1], wrong[1])}, got {wrong[2][:100]!r}."
         if owner and said and not re.match(r"Does not validate|Subtypes:|Errors:|Given value", said):
-            return f"{'.'.join(keys)}: {owner}: {one_line(said, 500)}"
+            said = said.rstrip(".")
+            to_do = f"\n{WHERE}" if said.startswith("No module named") else ""
+            return f"--{'.'.join(keys)}: {owner}: {one_line(said, 500)}.{to_do}"
+    unknown = re.search(r"Expected a dot import path string: (\S+)", message)
+    if keys and unknown:
+        return f"--{'.'.join(keys)}: there is no class {unknown[1]!r}.\nName its module, too: module.Class. {WHERE}"
     kinds = re.findall(r"Expected an? <class '(\w+)'>", message)
     subtypes = re.search(r"^\s*Subtypes: (.*)", message, re.MULTILINE)
     choices = re.findall(r"typing\.Literal\[([^\]]*)\]", subtypes[1] if subtypes else "")
@@ -53,8 +74,8 @@ def parser_error(message: str) -> str:
         kinds = [f"one of {', '.join(choices)}", *dict.fromkeys(kinds)]
     given = re.search(r"^\s*Given value: (.*)", message, re.MULTILINE)
     if keys and kinds and given:
-        wanted = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)
-        return f"{'.'.join(keys)} must be {wanted}, got {given[1][:100]!r}."
+        wanted = " or ".join(WANTED.get(kind, kind) for kind in kinds)
+        return f"--{'.'.join(keys)} must be {wanted}, got {given[1][:100]!r}."
     return one_line(message, 500)
 
 

@@ -11,10 +11,13 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 import lightning_same
-from lightning_same.cli.errors import UserError, one_line, parser_error, root, told
+from lightning_same.cli.closing import say_last, say_tested, say_where
+from lightning_same.cli.configs import found, missing
+from lightning_same.cli.errors import WANTED, UserError, one_line, parser_error, root, told
 from lightning_same.rules.base import Rule
 from lightning_same.rules.combinations import Combination
 from lightning_same.rules.perturbations import Perturbation
@@ -32,9 +35,23 @@ except ModuleNotFoundError as error:
         "The command line needs jsonargparse: pip install 'lightning-same[cli]'.", name=error.name
     ) from error
 
+CONFIG_HELP = "A YAML file, or a name of `lightning-same configs`; may be given again."
+
 # A class path without its module, such as `SAM`, is searched among the classes that are loaded.
 for public in lightning_same.__all__:
     getattr(lightning_same, public)
+
+
+class ConfigFile(ActionConfigFile):
+    """Takes the name of a configuration that comes with the package, too."""
+
+    @override
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        path = found(values, "fit")
+        is_a_name = re.fullmatch(r"[^\s:{}]+", values)  # what is not may be YAML itself
+        if path is None and is_a_name and not os.path.exists(values):
+            raise TypeError(missing(values, "fit"))
+        super().__call__(parser, cfg, str(path or values), option_string)  # type: ignore[no-untyped-call]
 
 
 class RuleParser(LightningArgumentParser):
@@ -45,7 +62,13 @@ class RuleParser(LightningArgumentParser):
         # A parser within a parser raises, and the outer one has all that is needed to explain.
         if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
             super().error(message, ex)
-        self.exit(2, f"error: {one_line(explained(message))}\n")
+        what, _, to_do = explained(message).partition("\n")
+        refuse(self, what, to_do)
+
+
+def refuse(parser: LightningArgumentParser, what: str, to_do: str = "") -> NoReturn:
+    """End the command with a line that says what is wrong, and one that says what to do."""
+    parser.exit(2, f"error: {one_line(what)}\n" + (f"       {one_line(to_do)}\n" if to_do else ""))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -92,7 +115,7 @@ class SAMCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         versions = [f"{name}=={version(name)}" for name in ("lightning-same", "lightning", "torch")]
         parser = RuleParser(**{"dump_header": versions, **kwargs})
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="A configuration file; may be given again.")
+        parser.add_argument("-c", "--config", action=ConfigFile, help=CONFIG_HELP)
         return parser
 
     @override
@@ -130,11 +153,30 @@ class SAMCLI(LightningCLI):
                 )
             with_sam(self.model, self.model.sam, **options.arguments())
 
+    def before_fit(self) -> None:
+        """Refuse ``--test_after_fit`` where nothing can be tested: before the training, not after it."""
+        if not self._get(self.config_init, "test_after_fit"):
+            return
+        name = type(self.model).__name__
+        to_do = "Leave --test_after_fit out, or define it."
+        if not is_overridden("test_step", self.model):
+            refuse(self.parser, f"--test_after_fit: {name} has no `test_step`.", to_do)
+        data = self.datamodule
+        if not (is_overridden("test_dataloader", self.model) or is_overridden("test_dataloader", data)):
+            owner = name if data is None else type(data).__name__
+            refuse(self.parser, f"--test_after_fit: {owner} has no `test_dataloader`.", to_do)
+
     def after_fit(self) -> None:
-        """Run the test loop if ``--test_after_fit`` says so."""
+        """Run the test loop if ``--test_after_fit`` says so, and say where everything is."""
+        say_last(self.trainer)
         if self._get(self.config_init, "test_after_fit"):
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
+            weights = "best" if best else None
+            say_tested(
+                self.trainer,
+                self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=weights, verbose=False),
+            )
+        say_where(self.trainer)
 
     def _rule(self, config: Any) -> Rule | None:
         """The rule, built ahead of everything else, so that a value out of range ends in one line."""
@@ -148,7 +190,7 @@ class SAMCLI(LightningCLI):
 
 
 def explained(message: str) -> str:
-    """An error message of the parser about ``--sam`` or ``--two_pass``, with the choices."""
+    """An error message of the parser in a line that says what is wrong, and often one that says what to do."""
     if re.search(r"\btwo_pass\b", message):
         return _explained_options(message)
     if not re.search(r"\bsam\b", message):
@@ -163,11 +205,33 @@ def explained(message: str) -> str:
         return (
             f"--sam: {owners[-1]} has no argument {_meant(option[1], arguments)} Its arguments: {', '.join(arguments)}."
         )
+    if owners and len(keys) > 1 and keys[-1] not in CHOICES:
+        return _explained_value(message, owners[-1], keys)
     if unknown:
         kind = keys[-1] if keys and keys[-1] in CHOICES else "rule"
         names = list(CHOICES[kind])
         return f"--sam: there is no {kind} {_meant(unknown[1], names)} The {kind}s: {', '.join(names)}."
     return parser_error(message)
+
+
+def _explained_value(message: str, owner: str, keys: Sequence[str]) -> str:
+    """What the argument of a rule, or of one of its parts, may be."""
+    option, given = f"--{'.'.join(keys)}", re.search(r"(?:Given|Got) value: (.*)", message)
+    # What the innermost key may be: one type, or else the last choice of types that is told.
+    subtypes = (
+        re.findall(r"Expected an? (<.*?>)\. Got value", message) or re.findall(r"Subtypes: \[(.*)\]", message)[1:]
+    )
+    kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>|(Sequence|list)\[", subtypes[-1]) if subtypes else []
+    wanted = [WANTED.get(kind, f"a {kind.lower()}") if kind else "a list" for kind, _ in kinds]
+    value = given[1][:100].strip() if given else ""
+    if not wanted:
+        return parser_error(message)
+    to_do = f"`lightning-same fit --sam.help {owner}` explains the arguments."
+    if "a list" in wanted and "," in value:
+        to_do = f'A list stands in brackets: {option} "[{value}]".'
+    elif parts := [name for kind, _ in kinds for name in CHOICES.get(kind.lower(), {})]:
+        to_do = f"The {kinds[-1][0].lower()}s: {', '.join(parts)}. {to_do}"
+    return f"{option} must be {' or '.join(wanted)}, got {value!r}.\n{to_do}"
 
 
 def _explained_options(message: str) -> str:

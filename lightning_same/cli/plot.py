@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from typing_extensions import override
+from lightning_same.cli.parser import Parser
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,16 +21,9 @@ EPILOG = """examples:
   lightning-same plot lightning_logs/version_0
   lightning-same plot runs/SGD runs/SAM runs/SAME --labels SGD SAM "SAME, ckpt 1" --out figures
   lightning-same plot runs/SGD runs/SAM --metric val/loss
+  lightning-same plot runs/SGD runs/SAM --html
   lightning-same plot lightning_logs --watch
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports an error in one line, without the usage."""
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 class NotYet(ValueError):
@@ -43,30 +36,37 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: instead of the command line's.
     """
-    parser = Parser(
-        prog="lightning-same plot",
-        description="Draw what the monitors have logged, as PNG and SVG.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run; of a folder above several, the newest run")
-    add("--labels", nargs="+", metavar="LABEL", help="names of the runs, in their order (default: from their folders)")
-    add("--metric", nargs="+", metavar="KEY", help="draw these logged values, such as val/loss, a figure for each")
-    add("--out", type=Path, help="folder to write to (default: that of the run; of several, the one above them)")
-    add("--watch", action="store_true", help="draw again whenever the runs have logged more, until Ctrl-C")
-    add("--interval", type=_seconds, default=5.0, help="with --watch: seconds between two looks (default: 5)")
-    given = parser.parse_args(args)
+    options = parser()
+    given = options.parse_args(args)
     if given.labels and len(given.labels) != len(given.runs):
-        parser.error(f"--labels must name every run: got {len(given.labels)} labels for {len(given.runs)} runs.")
+        options.error(f"--labels must name every run: got {len(given.labels)} labels for {len(given.runs)} runs.")
     if given.labels and len(set(given.labels)) < len(given.labels):
-        parser.error(f"--labels must differ, got {', '.join(given.labels)}.")
+        options.error(f"--labels must differ, got {', '.join(given.labels)}.")
     try:
         _watch(given) if given.watch else _plot(given)
     except KeyboardInterrupt:  # The way to end --watch.
         sys.stdout.write("\n")
     except (ModuleNotFoundError, OSError, ValueError) as error:
-        parser.error(str(error))
+        options.error(str(error))
+
+
+def parser() -> Parser:
+    """Of the command's options."""
+    made = Parser(
+        prog="lightning-same plot",
+        description="Draw what the monitors have logged, as PNG and SVG.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run; of a folder above several, the newest run")
+    add("--labels", nargs="+", metavar="LABEL", help="names of the runs, in their order (default: from their folders)")
+    add("--metric", nargs="+", metavar="KEY", help="draw these logged values, such as val/loss, a figure for each")
+    add("--html", action="store_true", help="a page for the browser instead: runs.html, values on hover, one file")
+    add("--out", type=Path, help="folder to write to (default: that of the run; of several, the one above them)")
+    add("--watch", action="store_true", help="draw again whenever the runs have logged more, until Ctrl-C")
+    add("--interval", type=_seconds, default=5.0, help="with --watch: seconds between two looks (default: 5)")
+    return made
 
 
 def _seconds(text: str) -> float:
@@ -133,16 +133,33 @@ def _plot(given: argparse.Namespace, quiet: bool = False) -> int:
         tables = {label: read_metrics(run) for label, run in zip(labels, newest, strict=True)}
     except (OSError, ValueError) as error:
         raise NotYet(str(error)) from error
-    figures, missing = (_metrics(tables, given.metric), []) if given.metric else _figures(tables)
     out = given.out or _above(newest if len(found) == 1 < len(found[0]) else given.runs)
+    last = max(int(table.index.max()) for table in tables.values())
+    if given.html:
+        file = out / "runs.html"
+        _write(_page(tables, given.metric or []), file)
+        sys.stdout.write("" if quiet else f"{file}\n")
+        return last
+    figures, missing = (_metrics(tables, given.metric), []) if given.metric else _figures(tables)
     for name, figure in figures.items():
         for kind in ("png", "svg"):
             file = out / f"{name}.{kind}"
-            _write(figure, file)
+            _write(_drawn(figure, kind), file)
             sys.stdout.write("" if quiet else f"{file}\n")
     for note in [] if quiet else [*notes, *missing]:
         sys.stderr.write(f"{note}\n")
-    return max(int(table.index.max()) for table in tables.values())
+    return last
+
+
+def _page(tables: "dict[str, pd.DataFrame]", keys: Sequence[str]) -> bytes:
+    """The page for the browser."""
+    from lightning_same.plots.interactive import html_page
+
+    _check_logged(tables, keys)
+    try:
+        return html_page(tables, keys).encode()
+    except ValueError as error:
+        raise NotYet(str(error)) from error
 
 
 def _runs(run_dir: Path) -> list[Path]:
@@ -193,21 +210,28 @@ def _metrics(tables: "dict[str, pd.DataFrame]", keys: Sequence[str]) -> "dict[st
     """A figure for each key, under a name that files can have."""
     from lightning_same.plots import draw_metric
 
-    logged = sorted({str(key) for table in tables.values() for key in table})
+    _check_logged(tables, keys)
     figures = {}
     for key in keys:
         name = re.sub(r"[^\w.+-]", "-", key)
         try:
             figures[name] = draw_metric(tables, key)
-        except KeyError:
-            near = difflib.get_close_matches(key, logged, n=3) or logged
-            raise NotYet(f"--metric: {key} is not logged. Did you mean {' or '.join(near)}?") from None
         except ValueError as error:
             raise NotYet(str(error)) from error
     return figures
 
 
-def _write(figure: "Figure", file: Path) -> None:
+def _check_logged(tables: "dict[str, pd.DataFrame]", keys: Sequence[str]) -> None:
+    """Name the nearest keys of one that no run has logged."""
+    logged = sorted({str(key) for table in tables.values() for key in table})
+    for key in keys:
+        if key not in logged:
+            near = difflib.get_close_matches(key, logged, n=3) or logged
+            raise NotYet(f"--metric: {key} is not logged. Did you mean {' or '.join(near)}?")
+
+
+def _drawn(figure: "Figure", kind: str) -> bytes:
+    """The picture as it stands in its file."""
     import matplotlib as mpl
 
     from lightning_same.plots.panels import RC
@@ -215,14 +239,17 @@ def _write(figure: "Figure", file: Path) -> None:
     content = io.BytesIO()
     with mpl.rc_context(RC):
         # Without a date, the same metrics give the same file.
-        metadata = {"Date": None} if file.suffix == ".svg" else None
-        figure.savefig(content, format=file.suffix[1:], dpi=150, metadata=metadata)
+        figure.savefig(content, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    return content.getvalue()
+
+
+def _write(content: bytes, file: Path) -> None:
     part = file.with_name(f".{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.exists() and not file.is_file():
             raise FileExistsError(None, "not a regular file")
-        part.write_bytes(content.getvalue())
+        part.write_bytes(content)
         part.replace(file)  # A viewer that follows the file never sees half of it.
     except OSError as error:
         raise OSError(f"{file} cannot be written: {error.strerror}. Name another folder with --out.") from error

@@ -30,6 +30,13 @@ class Style(NamedTuple):
         """The dashes as Matplotlib's ``linestyle``."""
         return (0, self.dashes) if self.dashes else "-"
 
+    @property
+    def on_dark(self) -> str:
+        """The color on a dark page: the same, but for those that would not be seen there."""
+        return ON_DARK.get(self.color, self.color)
+
+
+ON_DARK = {"#000000": "#FFFFFF", "#DDDDDD": "#565B61", "#7F4F24": "#B5804F", "#0072B2": "#2E8FCB"}
 
 CKPTS = {
     "ckpt1": Style("#0072B2", label="1: r > 1"),

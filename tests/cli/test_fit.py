@@ -151,7 +151,7 @@ def test_optimizer_and_scheduler_options_work() -> None:
 
 def test_the_best_checkpoint_is_tested_after_the_fit(capsys: pytest.CaptureFixture[str]) -> None:
     cli(f"--model={BORING}", "--sam=SAM")
-    assert "y" not in capsys.readouterr().out
+    assert "Test of" not in capsys.readouterr().out
     made = cli(f"--model={BORING}", "--sam=SAM", "--test_after_fit=true")
     assert made.trainer.state.fn == "test"
     assert Path(str(made.trainer.ckpt_path)).exists()

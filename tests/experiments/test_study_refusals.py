@@ -123,10 +123,19 @@ def test_a_nearly_full_disk_is_refused(
         ([], "give the study: --config"),
         (["report"], "`report` needs the results directory"),
         (["--config", "x.yaml", "--jobs", "0"], "--jobs must be at least 1, got 0"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--config", "nowhere.yaml"], "there is no file nowhere.yaml"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refused(capsys, *arguments)
+
+
+def test_what_is_wrong_for_all_is_blamed_on_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_study(tmp_path, options={"data.init_args.noise_rate": 1.0})
+    message = refused(capsys, "--config", config, "--dry-run")
+    assert message.startswith("lightning-same study: Every method: ")
+    methods = {"SAM": {"sam": {"class_path": "SAM"}}, "X": {"sam": {"class_path": "SAMM"}}}
+    config = write_study(tmp_path, methods=methods)
+    assert "Method 'X': --sam: there is no rule 'SAMM'" in refused(capsys, "--config", config, "--dry-run")

@@ -1,20 +1,17 @@
 """Reports of runs whose numbers are planted."""
 
-import base64
 import json
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from support.planted import EPOCHS, run_of, same, study_of
+from support.planted import EPOCHS, report_on, run_of, same, study_of, write_runs
 
 from lightning_same.experiments.study.figures import curve_pictures
-from lightning_same.experiments.study.plan import Run, StudyError
+from lightning_same.experiments.study.plan import StudyError
 from lightning_same.experiments.study.report import write_report
 from lightning_same.experiments.study.results import epochs, read_results
 
@@ -38,37 +35,6 @@ def test_rows_between_two_epochs_belong_to_the_one_that_they_lead_to() -> None:
     assert "never" not in found
 
 
-def write_runs(folder: Path, runs: list[Run], level: Callable[[Run], float], monitors: bool = True) -> None:
-    for number, run in enumerate(runs):
-        place = folder / "runs" / run.name
-        place.mkdir(parents=True)
-        at = np.arange(EPOCHS)
-        rows = {
-            "epoch": at,
-            "step": 10 * at + 9,
-            "val/accuracy": level(run) + 0.01 * at,
-            "val/loss": 1 - 0.01 * at,
-            "train_eval/accuracy": 0.2 + 0.02 * at,
-            "train_eval/clean_accuracy": 0.3 + 0.02 * at,
-            "train_eval/noisy_accuracy": 0.1 + 0.02 * at,
-            "train_eval/loss": 2 - 0.05 * at,
-        }
-        if monitors:
-            rows |= {f"ckpt_fraction/{name}": 0.2 for name in ("ckpt1", "ckpt2", "ckpt3", "ckpt4", "rest")}
-            rows |= {"sharpness/top_eigenvalue": 5.0 + number, "grad_norm/base": 1 / (1 + at)}
-        pd.DataFrame(rows).to_csv(place / "metrics.csv", index=False)
-        tested = {"test/accuracy": 0.5 + 0.01 * run.seed, "test/loss": 1.25}
-        outcome = {"test": {"last": tested, "best": tested}, "best_epoch": 3, "noise_rate": 0.4}
-        outcome |= {"seconds_per_epoch": 1.5, "digest": run.digest}
-        (place / "done.json").write_text(json.dumps(outcome))
-
-
-def report_on(folder: Path, runs: list[Run], monitors: bool = True, **options: Any) -> str:
-    write_runs(folder, runs, lambda run: 0.4 + 0.05 * (run.method != "SAM") + 0.01 * run.seed, monitors)
-    write_report(study_of(runs, **options), runs, folder)
-    return (folder / "report.md").read_text()
-
-
 def test_a_report_holds_what_was_planted(tmp_path: Path) -> None:
     runs = [run_of(method, seed, sam=same(1)) for method in ("SAM", "SAME 1") for seed in range(3)]
     text = report_on(tmp_path, runs, description="What is *asked*.")
@@ -88,39 +54,107 @@ def test_a_report_holds_what_was_planted(tmp_path: Path) -> None:
 
 
 class Page(HTMLParser):
-    """The addresses that a page refers to, and its open tags."""
+    """A report's page: the addresses it refers to, its open tags, and the data of its charts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.addresses: list[str] = []
         self.depth = 0
+        self.data = ""
+        self.in_data = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.depth += tag not in ("img", "meta", "br", "hr", "link")
+        self.depth += tag not in ("img", "meta", "br", "hr", "link", "input")
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.in_data = ("id", "charts") in attrs
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.addresses += [value or "" for name, value in attrs if name == "src"]
 
     def handle_endtag(self, tag: str) -> None:
         self.depth -= 1
+        self.in_data = False
+
+    def handle_data(self, data: str) -> None:
+        self.data += data if self.in_data else ""
 
 
 def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
-    runs = [run_of(method, seed) for method in ("SAM", "<b>|SGD") for seed in range(2)]
-    report_on(tmp_path, runs)
+    runs = [run_of(method, seed) for method in ("SAM", "<b>|SGD", "</script><script>") for seed in range(2)]
+    report_on(tmp_path, runs, description="</main><img src=x>")
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert page.depth == 0
-    start = "data:image/svg+xml;base64,"
-    assert len(page.addresses) == len(list((tmp_path / "figures").iterdir()))
+    assert all(address.startswith("#") for address in page.addresses)
     for address in page.addresses:
-        assert address.startswith(start)
-        assert b"<svg" in base64.b64decode(address.removeprefix(start))
+        assert f'<h2 id="{address[1:]}">' in text
+    # The three of the page itself: what a method is called opens and closes nothing.
+    assert text.count("</script>") == 3
     assert "<b>" not in text
+    assert "<img src=x>" not in text
     assert "&lt;b&gt;|SGD" in text
     assert '<meta name="viewport"' in text
+    assert len(text) < 6e6
+
+
+def test_the_charts_have_what_was_measured(tmp_path: Path) -> None:
+    rho = "sam.init_args.rho"
+    runs = [run_of("SGD", seed) for seed in range(2)]
+    runs += [run_of("SAM", seed, {rho: r}) for r in (0.1, 0.2) for seed in range(2)]
+    report_on(tmp_path, runs)
+    text = (tmp_path / "report.html").read_text()
+    data = json.loads(Page(text).data)
+    charts = {chart["file"]: chart for chart in data["charts"]}
+    assert [style["name"] for style in data["legends"]["methods"]] == ["SGD", "SAM"]
+    assert re.findall(r"<option.*?>(.*?)</option>", text) == ["rho 0.1", "rho 0.2"]
+    curve = charts["curve-val-accuracy"]
+    assert [(one["name"], one["setting"]) for one in curve["series"]] == [
+        ("SGD", None),
+        ("SAM", "rho 0.1"),
+        ("SAM", "rho 0.2"),
+    ]
+    assert curve["series"][0]["x"] == list(range(1, EPOCHS + 1))
+    assert curve["series"][0]["y"][:2] == [0.455, 0.465]  # the mean of two seeds
+    assert curve["series"][0]["low"][0] == 0.45
+    assert curve["series"][0]["high"][0] == 0.46
+    assert curve["phases"] == [[1, 5, "early"], [16, 20, "late"]]
+    # SGD is beside SAM at each of its radii.
+    rows = {(one["name"], one["setting"]): one["rows"] for one in charts["differences-validation"]["series"]}
+    assert set(rows) == {("SGD", "rho 0.1"), ("SGD", "rho 0.2")}
+    assert [row["mean"] for row in rows["SGD", "rho 0.1"]] == [5, 5]
+    places = re.findall(r'data-chart="(\d+)"', text)
+    assert places == [str(number) for number in range(len(data["charts"]))]
+
+
+def test_one_measurement_makes_no_axes(tmp_path: Path) -> None:
+    runs = [run_of(method, seed) for method in ("SAM", "SGD") for seed in range(2)]
+    report_on(tmp_path, runs)
+    for run in runs:
+        path = tmp_path / "runs" / run.name / "metrics.csv"
+        rows = pd.read_csv(path)
+        rows.loc[1:, "sharpness/top_eigenvalue"] = np.nan
+        rows.to_csv(path, index=False)
+    write_report(study_of(runs), runs, tmp_path)
+    names = [chart["file"] for chart in json.loads(Page((tmp_path / "report.html").read_text()).data)["charts"]]
+    assert "curve-sharpness-top_eigenvalue" not in names
+    assert {"curve-grad_norm-base", "accuracy-against-top_eigenvalue"} <= set(names)
+
+
+def test_what_was_found_is_first_and_the_method_last(tmp_path: Path) -> None:
+    runs = [run_of(method, seed, sam=same(1)) for method in ("SAM", "SAME 1") for seed in range(5)]
+    write_runs(tmp_path, runs, lambda run: 0.4 + (0.05 + 0.002 * run.seed) * (run.method != "SAM"))
+    write_report(study_of(runs, claims="notes"), runs, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    headings = re.findall(r"^## (.*)", text, re.MULTILINE)
+    assert headings[0] == "What was found"
+    assert headings[-2:] == ["How it was tested", "About this report"]
+    assert headings.index("Over training") < headings.index("Claims") < headings.index("At the end of training")
+    assert "In 2 of 2 comparisons with SAM nothing is decided" in text
+    assert "Of the 2 claims of the notes: 0 confirmed, 0 refuted, 2 open." in text
+    assert "too few" not in text
+    write_report(study_of(runs), [run for run in runs if run.seed < 2], tmp_path)
+    assert "**2 seeds are too few.**" in (tmp_path / "report.md").read_text()
 
 
 def test_a_report_of_few_metrics_says_what_is_missing(tmp_path: Path) -> None:

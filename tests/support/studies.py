@@ -183,7 +183,7 @@ def content(results: Path) -> dict[str, Any]:
             continue
         text = path.read_text()
         if name.startswith("report"):
-            text = re.split(r"## Time|<h2>Time", text)[0]
+            text = re.split(r"## About this report|<h2 id=.about-this-report", text)[0]
         elif path.name == MARKER:
             outcome = json.loads(text)
             del outcome["seconds_per_epoch"], outcome["check"]

@@ -7,7 +7,7 @@ import re
 import shutil
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,7 +39,7 @@ def check_runs(study: Study) -> None:
     check_built(first_runs(study.runs), study.lines)
 
 
-def check_built(runs: Iterable[Run], lines: Mapping[str, str] | None = None) -> None:
+def check_built(runs: Sequence[Run], lines: Mapping[str, str] | None = None) -> None:
     """Build what the configurations name, and fetch data that are missing.
 
     Args:
@@ -53,7 +53,10 @@ def check_built(runs: Iterable[Run], lines: Mapping[str, str] | None = None) -> 
     for run in runs:
         at = (lines or {}).get(run.method)
         who = f"{f'{at}: ' if at else ''}Method {run.method!r}"
-        cli = _built(run, who)
+        try:
+            cli = _built(run)
+        except StudyError as error:
+            raise StudyError(f"{'Every method' if _of_all(run, runs, error) else who}: {error}") from error
         if cli.datamodule is not None:
             data = data_of(run)
             if data not in checked:
@@ -155,7 +158,16 @@ def _silent() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _built(run: Run, who: str) -> SAMCLI:
+def _of_all(run: Run, variants: Sequence[Run], error: StudyError) -> bool:
+    """Whether the next method fails in the same way: the study's options or its base are wrong, not the method."""
+    other = next((variant for variant in variants if variant.method != run.method), None)
+    try:
+        return other is not None and _built(other) is None
+    except StudyError as same:
+        return str(same) == str(error)
+
+
+def _built(run: Run) -> SAMCLI:
     with TemporaryDirectory() as empty:
         path = Path(empty) / "fit.yaml"
         path.write_text(dump_yaml(fit_config(run, Path(empty))), encoding="utf-8")
@@ -164,11 +176,11 @@ def _built(run: Run, who: str) -> SAMCLI:
             with redirect_stderr(said), redirect_stdout(io.StringIO()), _silent():
                 return SAMCLI(args=["--config", str(path)], run=False, parser_kwargs={"exit_on_error": False})
         except SystemExit:
-            raise StudyError(f"{who}: {one_line(said.getvalue())}") from None
+            raise StudyError(one_line(said.getvalue())) from None
         except ArgumentError as error:
-            raise StudyError(f"{who}: {one_line(explained(error.message))}") from error
+            raise StudyError(one_line(explained(error.message))) from error
         except Exception as error:  # whatever the user's classes raise when they are made
-            raise StudyError(f"{who}: {_told(error)}") from error
+            raise StudyError(_told(error)) from error
 
 
 def _check_data(cli: SAMCLI, who: str) -> None:

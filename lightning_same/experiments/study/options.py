@@ -2,8 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
-from lightning_same.cli.plot import Parser
+from lightning_same.cli.configs import found, missing
+from lightning_same.cli.parser import Parser
 
 COMMAND = "lightning-same study"
 
@@ -22,7 +24,7 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=COMMAND, description="Train methods x seeds x swept options, and report on them.")
     parser.add_argument("command", nargs="?", choices=["report"], help="report DIR: the report of what is finished.")
     parser.add_argument("directory", nargs="?", help="The results directory that `report` reads.")
-    parser.add_argument("-c", "--config", help="The study's YAML file; docs/study.md describes it.")
+    parser.add_argument("-c", "--config", help="The study: a YAML file, or a name of `lightning-same configs`.")
     parser.add_argument("--results", metavar="DIR", help="Where the results go; by default runs/NAME.")
     parser.add_argument("--jobs", type=int, metavar="N", help="Runs at a time on this machine; 1 by default.")
     ray = parser.add_argument_group("on a Ray cluster (docs/several_machines.md)")
@@ -39,7 +41,12 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
     if (options.command is None) != (options.directory is None):
         parser.error("`report` needs the results directory: lightning-same study report DIR")
     if options.command is None and options.config is None:
-        parser.error("give the study: --config configs/studies/digits.yaml, or `report DIR`")
+        parser.error("give the study: --config digits, --config FILE.yaml or `report DIR`")
+    if options.config is not None:
+        shipped = found(options.config, "study")
+        if shipped is None and not Path(options.config).exists():
+            parser.error(missing(options.config, "study"))
+        options.config = str(shipped or options.config)
     if options.jobs is not None and not 1 <= options.jobs <= MAX_JOBS:
         bound = "at least 1" if options.jobs < 1 else f"at most {MAX_JOBS}"
         parser.error(f"--jobs must be {bound}, got {options.jobs}")

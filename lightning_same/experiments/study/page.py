@@ -1,54 +1,67 @@
-"""Markdown as one page of HTML that needs no other file."""
+"""The report as one page of HTML that needs no other file."""
 
-import base64
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from markdown_it import MarkdownIt
 
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 68rem; margin: 0 auto; padding: 1rem; }}
-h1, h2 {{ line-height: 1.2; }}
-h2 {{ margin-top: 2.5rem; border-top: 1px solid #ddd; padding-top: 1rem; }}
-p, li {{ max-width: 46rem; }}
-.scroll {{ overflow-x: auto; margin: 1rem 0; }}
-table {{ border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #e3e3e3; white-space: nowrap; }}
-th {{ border-bottom: 2px solid #999; text-align: left; }}
-td:first-child, th:first-child {{ position: sticky; left: 0; background: #fff; }}
-.pictures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: 1rem;
-  max-width: none; }}
-.pictures img {{ width: 100%; max-width: 34rem; height: auto; }}
-code {{ background: #f3f3f3; padding: 0 .2em; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+from lightning_same.experiments.study.charts import CKPTS, RADII, Charts
+from lightning_same.plots.web import METHODS, Chart, figures, legend, page
 
 
-def page(text: str, title: str, images: Mapping[str, bytes]) -> str:
-    """A page with everything in it, for wide and for narrow screens.
+def report_page(parts: Sequence[str], charts: Charts, title: str) -> str:
+    """The page, for wide and for narrow screens, light and dark.
 
     Args:
-        text: Markdown.
+        parts: the report's Markdown in pieces, each of which begins with a heading or belongs to the one before. Below
+            a heading that has charts these come first.
+        charts: of the study.
         title: of the window.
-        images: the SVG pictures that the text refers to, by their addresses there.
     """
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    for name, svg in images.items():
-        body = body.replace(f'src="{name}"', f'src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"')
-    body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
-    body = re.sub(r"<p>(?=<img)", '<p class="pictures">', body)
-    return PAGE.format(title=html.escape(title), body=body)
+    place = _Places(charts)
+    body = "".join(place.html(MarkdownIt("commonmark", {"html": False}).enable("table").render(part)) for part in parts)
+    return page(title, body, place.contents, place.drawn, charts.legends)
+
+
+class _Places:
+    """Puts charts below their headings, anchors into headings, and wide tables into boxes that scroll."""
+
+    def __init__(self, charts: Charts) -> None:
+        self.charts = charts
+        self.contents: dict[str, str] = {}
+        self.drawn: list[Chart] = []
+        self.has_legend = False
+        self.tables = 0
+
+    def html(self, rendered: str) -> str:
+        """A piece of the report."""
+        heading = re.match(r"<h2>(.*?)</h2>", rendered)
+        if heading:
+            text = html.unescape(re.sub("<.*?>", "", heading[1]))
+            anchor = re.sub(r"\W+", "-", text.lower()).strip("-")
+            self.contents[anchor] = text
+            rendered = f'<h2 id="{anchor}">{heading[1]}</h2>{rendered[heading.end() :]}'
+            rendered = self._with_charts(rendered, self.charts.groups.get(text, []))
+        return re.sub("<table>", self._box, rendered).replace("</table>", "</table></div>")
+
+    def _box(self, table: re.Match[str]) -> str:
+        """A box that scrolls, by the mouse and by the keyboard, and says which table it is."""
+        self.tables += 1
+        return f'<div class="scroll" tabindex="0" role="region" aria-label="Table {self.tables}"><table>'
+
+    def _with_charts(self, rendered: str, charts: Sequence[Chart]) -> str:
+        if not charts:
+            return rendered
+        legends = self.charts.legends
+        drawn = "" if self.has_legend else legend(METHODS, "Methods", legends[METHODS], self.charts.settings)
+        self.has_legend = True
+        if any(chart.legend == RADII for chart in charts):
+            drawn += legend(RADII, "Methods and their other settings", legends[RADII])
+        if any(chart.legend == CKPTS for chart in charts):
+            drawn += legend(CKPTS, "Checkpoints, r = s / g", legends[CKPTS], toggles=False)
+        drawn += figures(charts, len(self.drawn))
+        self.drawn += charts
+        # Below the text that introduces them, above the tables.
+        at = rendered.find("<table>")
+        return f"{rendered}{drawn}" if at < 0 else f"{rendered[:at]}{drawn}{rendered[at:]}"

@@ -6,9 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from lightning_same.experiments.study.analysis import Analysis, analyse
+from lightning_same.experiments.study.charts import Charts
 from lightning_same.experiments.study.claims import WHY_T, rule_text
 from lightning_same.experiments.study.escape import as_markdown, escaped
 from lightning_same.experiments.study.figures import (
+    AGAINST,
+    CURVES,
+    SHARES,
     Picture,
     against_accuracy,
     clean_against_memorised,
@@ -18,9 +22,10 @@ from lightning_same.experiments.study.figures import (
 )
 from lightning_same.experiments.study.mechanism import LOSSES
 from lightning_same.experiments.study.mechanism_figures import mechanism_pictures
-from lightning_same.experiments.study.page import page
+from lightning_same.experiments.study.page import report_page
 from lightning_same.experiments.study.plan import RUNS, Run, Study
 from lightning_same.experiments.study.results import Results, read_results
+from lightning_same.experiments.study.summary import about_text, summary_text
 from lightning_same.experiments.study.tables import END, claims_shown, markdown, parts, sensitivity_shown, spread
 from lightning_same.experiments.study.tables import points as in_points
 from lightning_same.experiments.study.variants import pairs
@@ -55,60 +60,85 @@ def write_report(study: Study, done: Sequence[Run], directory: Path, runs: Path 
     }
     tables = {f"tables/{name}.csv": _csv(rows) for name, rows in found.tables(results.curves).items()}
     figures = {f"figures/{picture.name}.svg": picture.svg for group in pictures.values() for picture in group}
-    text = _text(study, done, results, found, pictures)
-    html = page(text, study.name, figures)
+    parts = _parts(study, done, results, found)
+    html = report_page(parts, Charts(study, done, results.curves, found), study.name)
+    text = "\n\n".join(_with_pictures(part, pictures) for part in parts) + "\n"
     replace_files(directory, {**tables, **figures, "report.md": text, "report.html": html})
     return directory / "report.html"
 
 
-def _text(
-    study: Study, done: Sequence[Run], results: Results, found: Analysis, pictures: dict[str, list[Picture]]
-) -> str:
+def _parts(study: Study, done: Sequence[Run], results: Results, found: Analysis) -> list[str]:
+    """The report in pieces of Markdown: what was found first, the pictures, the tables, and the method last."""
     several = len({other.variant for _, other in pairs(study.reference, done)}) > 1
+    summary = summary_text(study, done, found)
     study, found = as_markdown(study), as_markdown(found)
     body = [
-        *_head(study, done, results, found),
+        f"# {study.name}",
+        study.description,
+        "## What was found",
+        *summary,
+        *_runs(study, done, results, found),
+        *_frontier(study, found),
+        *(text for pair in _pictures(results.curves).items() for text in pair),
         *_claims(study, found, several),
-        *_radius(study, found, pictures.pop("Over the radius")),
-        *_mechanism(found, pictures.pop("The mechanism")),
+        *_radius(study, found),
+        *_mechanism(found),
         *_options(found),
         "## At the end of training",
         _final_note(),
         markdown(_final_table(found.summary)),
     ]
     if len(found.grid):
-        body += [
-            "## Over what was swept",
-            "Accuracy in percent (loss) of the last weights, all runs.",
-            _grid_table(found.grid),
-        ]
-    notes = {
-        "Sharpness and gradient norm": "Neither was logged: add `GradientNormMonitor` or `SharpnessMonitor` to the"
-        " callbacks of the study's base configuration.",
-        "The four checkpoints": "Not logged: add `CheckpointFractionMonitor` to the callbacks.",
+        note = "Accuracy in percent (loss) of the last weights, all runs."
+        body += ["## Over what was swept", note, _grid_table(found.grid)]
+    body += [*_method(study, found), *about_text(results)]
+    starts = [number for number, text in enumerate(body) if number == 0 or text.startswith("## ")]
+    ends = [*starts[1:], len(body)]
+    return ["\n\n".join(filter(None, body[start:end])) for start, end in zip(starts, ends, strict=True)]
+
+
+def _pictures(curves: pd.DataFrame) -> dict[str, str]:
+    """The headings of the pictures, and below each what is said where there is nothing to draw."""
+    parts = {"train_eval/noisy_accuracy", "train_eval/clean_accuracy"} <= set(curves)
+    shares = {f"ckpt_fraction/{name}" for name in SHARES} <= set(curves)
+    return {
+        "## Over training": "" if set(CURVES) & set(curves) else "Not logged.",
+        "## True and wrong labels": "" if parts else NO_PARTS,
+        "## Sharpness and gradient norm": "" if set(AGAINST) & set(curves) and "val/accuracy" in curves else NO_MONITOR,
+        "## The four checkpoints": "" if shares else NO_FRACTIONS,
     }
-    for title, group in pictures.items():
-        body += [f"## {title}", _shown(group) or notes.get(title, "Not logged.")]
-    body += [
-        "## Time",
-        "Median seconds of training per epoch, without validation. Only these depend on the machine.",
-        markdown(found.times, {"seconds_per_epoch": lambda value: f"{value:.2f}"}),
-    ]
-    return "\n\n".join(part for part in body if part) + "\n"
 
 
-def _head(study: Study, done: Sequence[Run], results: Results, found: Analysis) -> list[str]:
+NO_PARTS = "Not logged: set `data.init_args.train_eval: true`, with labels of which some are wrong."
+NO_MONITOR = (
+    "Neither was logged: add `GradientNormMonitor` or `SharpnessMonitor` to the callbacks of the study's base"
+    " configuration."
+)
+NO_FRACTIONS = "Not logged: add `CheckpointFractionMonitor` to the callbacks."
+
+
+def _with_pictures(part: str, pictures: dict[str, list[Picture]]) -> str:
+    """A piece of the report with the pictures that stand below its heading."""
+    heading, _, rest = part.partition("\n\n")
+    shown = _shown(pictures.get(heading.removeprefix("## "), []))
+    if not shown:
+        return part
+    introduction, mark, tables = rest.partition("\n\n|")
+    return "\n\n".join(filter(None, [heading, introduction, shown])) + mark + tables
+
+
+def _runs(study: Study, done: Sequence[Run], results: Results, found: Analysis) -> list[str]:
+    """How many runs this is said of, and what is wrong with some."""
     seeds = sorted({run.seed for run in done})
     left = [run.name for run in study.runs if run not in done]
     rates = results.runs["noise_rate"].dropna()
-    head = [f"# {study.name}", study.description]
-    head.append(
+    head = [
         f"{len(done)} of {len(study.runs)} runs are finished: {len({run.variant for run in done})} variants, seeds "
         + ", ".join(map(str, seeds))
         + "."
         + (f" Wrong training labels: {_range(rates)}." if len(rates) else "")
         + f" The early phase is the first {study.early:.0%} of the epochs, the late phase the last {study.late:.0%}."
-    )
+    ]
     head += results.notes
     if left:
         shown = ", ".join(f"`{name}`" for name in left[:MOST_NAMES])
@@ -126,7 +156,7 @@ def _head(study: Study, done: Sequence[Run], results: Results, found: Analysis) 
 
 def _claims(study: Study, found: Analysis, several: bool) -> list[str]:
     title, said = ("Claims", "the notes") if study.claims == "notes" else ("Hypotheses", "the hypothesis")
-    body = [f"## {title if study.claims else 'Comparisons'}", rule_text(study)]
+    body = [f"## {title if study.claims else 'Comparisons'}"]
     if not len(found.claims):
         return [*body, f"No pair of runs is finished that could be compared with {study.reference}."]
     body += [
@@ -136,7 +166,6 @@ def _claims(study: Study, found: Analysis, several: bool) -> list[str]:
         " before the correction:",
         markdown(claims_shown(found.claims, several, said)),
         "The notes were made without label noise." if study.claims == "notes" else "",
-        WHY_T,
     ]
     if len(found.comparisons.columns) > 3:
         body += [
@@ -152,17 +181,21 @@ def _claims(study: Study, found: Analysis, several: bool) -> list[str]:
     ]
 
 
-def _radius(study: Study, found: Analysis, pictures: Sequence[Picture]) -> list[str]:
+def _frontier(study: Study, found: Analysis) -> list[str]:
     if not len(found.frontier):
         return []
-    body = [
+    return [
         "## Over the radius",
         "Where each method ends in the late phase, a point per radius. A variant that lies on the curve of"
         f" {study.reference} does what another radius does.",
-        _shown(pictures),
     ]
+
+
+def _radius(study: Study, found: Analysis) -> list[str]:
+    body: list[str] = []
     if len(found.equivalent):
         body += [
+            f"### At the radius of {study.reference} that does as much",
             f"The radius at which {study.reference} would do as much as a variant (memorised share of the wrong labels,"
             " or training accuracy where no label is wrong), within each seed, and the difference of validation"
             f" accuracy there. *Explained* by the radius: *yes* if that is shown to be within ±{100 * study.delta:g}"
@@ -178,14 +211,19 @@ def _radius(study: Study, found: Analysis, pictures: Sequence[Picture]) -> list[
         ]
     if len(found.best):
         body += [
+            "### At the best radius",
             "Each method at the radius that is best for it on validation, seed by seed (how often each was chosen), and"
             " its accuracy on the test images, which had no say in the choice:",
             markdown(in_points(found.best, {"test", "difference"}, {})),
         ]
-    return body
+    return ["## The radius in numbers", *body] if body else []
 
 
-def _mechanism(found: Analysis, pictures: Sequence[Picture]) -> list[str]:
+def _method(study: Study, found: Analysis) -> list[str]:
+    return ["## How it was tested", rule_text(study), WHY_T] if len(found.claims) else []
+
+
+def _mechanism(found: Analysis) -> list[str]:
     if not len(found.mechanism):
         return []
     return [
@@ -203,7 +241,6 @@ def _mechanism(found: Analysis, pictures: Sequence[Picture]) -> list[str]:
         " where noisy samples have the larger gradient. *Difference*: clean minus noisy, within a seed.",
         markdown(_merged(found.amplification, ("difference",))),
         *_explanation(found),
-        _shown(pictures),
     ]
 
 

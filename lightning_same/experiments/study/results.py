@@ -29,6 +29,7 @@ class Results(NamedTuple):
             all else as text, NaN where the run's method has no such setting.
         curves: one row per run and epoch: ``run``, ``method``, ``variant``, ``seed``, ``epoch`` from 1, and every
             metric that the run has logged; the mean over the epoch where there is more than one value.
+        made_with: devices, threads, commits and versions of the runs; one line each.
         notes: what a reader has to know of the runs, such as that they ran on different devices; one sentence each.
     """
 
@@ -36,6 +37,7 @@ class Results(NamedTuple):
     settings: pd.DataFrame
     curves: pd.DataFrame
     notes: tuple[str, ...] = ()
+    made_with: tuple[str, ...] = ()
 
 
 def read_results(runs: Sequence[Run], directory: Path) -> Results:
@@ -67,11 +69,25 @@ def read_results(runs: Sequence[Run], directory: Path) -> Results:
         curves.append(pd.concat([pd.DataFrame([key] * len(curve)), curve], axis="columns"))
         outcomes.append(outcome)
     frames = pd.DataFrame(rows), pd.DataFrame(settings), pd.concat(curves, ignore_index=True)
-    return Results(*frames, notes=(*_notes(outcomes), *_short(runs, outcomes, curves)))
+    notes = (*_notes(outcomes), *_short(runs, outcomes, curves))
+    return Results(*frames, notes=notes, made_with=tuple(_made_with(outcomes)))
 
 
 def _cell(value: Any) -> float | int | str:
     return value if type(value) in (int, float) and value == value else text(value)
+
+
+def _made_with(outcomes: Sequence[Outcome]) -> list[str]:
+    """On what the runs were trained, as far as it is known."""
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome.versions)
+    kinds: Mapping[str, list[str | None]] = {
+        "Device": [outcome.device for outcome in outcomes],
+        "Threads of a run": [None if outcome.threads is None else str(outcome.threads) for outcome in outcomes],
+        "Commit": [outcome.commit for outcome in outcomes],
+        "Versions": [", ".join(f"{name} {outcome.versions.get(name, '?')}" for name in names) for outcome in outcomes],
+    }
+    known = {kind: [value for value in dict.fromkeys(values) if value] for kind, values in kinds.items()}
+    return [f"{kind}: {'; or '.join(values)}." for kind, values in known.items() if values]
 
 
 def _notes(outcomes: Sequence[Outcome]) -> list[str]:
