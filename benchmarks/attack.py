@@ -51,7 +51,8 @@ class Tally:
         kind = {Silent: "silent", Hang: "hang"}.get(type(error), "traceback")  # type: ignore[call-overload]
         self.outcomes[kind] += 1
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
+        last = str(error).strip().rpartition("\n")[2]
+        where = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {last[:120]}"
         text = "".join(traceback.format_exception(error)[-12:])
         self.found.setdefault(where, {"case": repr(case)[:2000], "error": str(error)[:1000], "traceback": text[-3000:]})
 

@@ -178,6 +178,7 @@ CLASSES = [
 RULES = [kind for kind in CLASSES if issubclass(kind, Rule) and kind is not Rule and not inspect.isabstract(kind)]
 MONITORS = [kind for kind in CLASSES if issubclass(kind, pl.Callback)]
 ARGUMENTS = st.one_of(
+    st.one_of(st.floats(0, 1), st.integers(1, 4), st.booleans(), st.none()),  # such as are right somewhere
     VALUES,
     st.fractions(),
     st.complex_numbers(),

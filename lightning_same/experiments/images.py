@@ -128,6 +128,8 @@ def read_idx(path: Path) -> Tensor:
     Raises:
         ValueError: if the file is no IDX file of bytes, or not as long as its shape says.
     """
+    if path.exists() and not path.is_file():  # a pipe has no end
+        raise ValueError(f"{path}: expected a file, which it is not.")
     try:
         with gzip.open(path) as file:
             start = file.read(4)

@@ -13,3 +13,13 @@ def is_of_a_checkpoint_file(error: BaseException) -> bool:
         if parsed or name in _READERS:
             return True
     return False
+
+
+def is_of_a_restored_optimizer(error: BaseException) -> bool:
+    """Whether a step of torch's optimizers has found something in its state that it does not understand.
+
+    After a fit has been resumed, that is what the checkpoint file holds: it is put in place as it is.
+    """
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    wrong = isinstance(error, AttributeError | KeyError | TypeError)
+    return wrong and bool(frames) and frames[-1].startswith("torch.") and any("torch.optim." in name for name in frames)

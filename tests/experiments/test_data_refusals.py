@@ -1,6 +1,7 @@
 """What is read is checked: images and labels that do not belong together, and files that are none."""
 
 import gzip
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,12 @@ def test_a_reader_of_the_users_own_is_checked(monkeypatch: pytest.MonkeyPatch) -
 def test_a_file_that_is_no_whole_idx_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "file.gz").write_bytes(content)
     with pytest.raises(ValueError, match=f"file.gz: .*{message}"):
+        read_idx(tmp_path / "file.gz")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "file.gz")
+    with pytest.raises(ValueError, match=r"file\.gz: expected a file, which it is not"):
         read_idx(tmp_path / "file.gz")
 
 

@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from support.ray_jobs import Apart, planned, pretend, slowly
+from support.ray_jobs import Apart, cluster_of, patiently, planned, pretend, slowly
 
 from lightning_same.experiments.study.errors import StudyError
 from lightning_same.experiments.study.outcome import state
 from lightning_same.experiments.study.plan import Run
 
 pytest.importorskip("ray")
-
-from ray.cluster_utils import Cluster
 
 from lightning_same.experiments.study.executors import ray_cluster
 from lightning_same.experiments.study.executors.events import Event
@@ -32,16 +30,13 @@ def died(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(died: Path) -> Iterator[Cluster]:
+def cluster(died: Path) -> Iterator[Any]:
     """A head without CPUs and two nodes with two each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")]))
         patch.setenv("DIED", str(died))
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        for _ in range(2):
-            made.add_node(num_cpus=2)
-        yield made
-        made.shutdown()
+        with cluster_of(2, cpus=2) as made:
+            yield made
 
 
 def performed(executor: RayCluster, runs: list[Run], directory: Path, **options: Any) -> list[Event]:
@@ -49,7 +44,7 @@ def performed(executor: RayCluster, runs: list[Run], directory: Path, **options:
         return list(executor.run_all(runs, directory, 1, **options))
 
 
-def test_what_is_lost_is_begun_anew_and_what_fails_is_named(cluster: Cluster, died: Path, tmp_path: Path) -> None:
+def test_what_is_lost_is_begun_anew_and_what_fails_is_named(cluster: Any, died: Path, tmp_path: Path) -> None:
     runs = planned("a", "die-once", "die", "fail", "b")
     events = performed(RayCluster(cluster.address, perform=pretend, retries=1), runs, tmp_path)
     of = {run.name: [(event.kind, event.value) for event in events if event.run.name == run.name] for run in runs}
@@ -69,7 +64,7 @@ def test_what_is_lost_is_begun_anew_and_what_fails_is_named(cluster: Cluster, di
 
 
 def test_runs_come_back_whole_where_no_directory_is_shared(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_cluster, "Job", Apart)
     runs = planned("a", "fail", "b")
@@ -90,7 +85,7 @@ def test_runs_come_back_whole_where_no_directory_is_shared(
     assert not list(directory.glob(".landing/*"))
 
 
-def test_no_more_than_are_allowed_go_on_at_a_time(cluster: Cluster, tmp_path: Path) -> None:
+def test_no_more_than_are_allowed_go_on_at_a_time(cluster: Any, tmp_path: Path) -> None:
     going, most = set(), 0
     executor = RayCluster(cluster.address, perform=slowly, max_concurrent=2)
     for event in performed(executor, planned(*"abcdef"), tmp_path):
@@ -102,7 +97,7 @@ def test_no_more_than_are_allowed_go_on_at_a_time(cluster: Cluster, tmp_path: Pa
     assert most == 2
 
 
-def test_to_stop_ends_what_goes_on_and_keeps_what_is_finished(cluster: Cluster, tmp_path: Path) -> None:
+def test_to_stop_ends_what_goes_on_and_keeps_what_is_finished(cluster: Any, tmp_path: Path) -> None:
     runs = planned("a", "wait-1", "wait-2", "wait-3")
     stop = threading.Event()
     kinds = []
@@ -116,7 +111,7 @@ def test_to_stop_ends_what_goes_on_and_keeps_what_is_finished(cluster: Cluster, 
     assert not list(tmp_path.glob(".*.part"))
 
 
-def test_a_node_that_comes_in_the_middle_is_used(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_node_that_comes_in_the_middle_is_used(cluster: Any, tmp_path: Path) -> None:
     names = [f"r{number}" for number in range(24)]
     nodes = set()
     added = None
@@ -125,14 +120,14 @@ def test_a_node_that_comes_in_the_middle_is_used(cluster: Cluster, tmp_path: Pat
             if event.kind == "started":
                 nodes.add(event.value)
             if added is None and event.kind == "done":
-                added = cluster.add_node(num_cpus=2)
+                added = patiently(cluster.add_node, num_cpus=2)
     assert added is not None
     cluster.remove_node(added)
     assert len(nodes) == 3
 
 
 def test_nodes_that_differ_are_told_before_the_first_run(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = ray_cluster.versions()
     monkeypatch.setattr(ray_cluster, "versions", lambda: mine | {"torch": "1.0"})
@@ -146,7 +141,7 @@ def test_nodes_that_differ_are_told_before_the_first_run(
     assert "has torch" in events[-1].value
 
 
-def test_what_has_no_room_is_told(cluster: Cluster, tmp_path: Path) -> None:
+def test_what_has_no_room_is_told(cluster: Any, tmp_path: Path) -> None:
     (run,) = planned("a")
     run.config["trainer"]["accelerator"] = "gpu"
     with RayCluster(cluster.address, gpus=0) as executor, pytest.raises(StudyError, match="give --gpus-per-run 1"):

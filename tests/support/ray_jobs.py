@@ -1,11 +1,13 @@
 """Stand-ins for the training of a run, which take no time, and a machine that shares no directory."""
 
+import contextlib
 import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import override
 
@@ -23,6 +25,28 @@ class Apart(Job):
     @override
     def shared(self) -> bool:
         return False
+
+
+@contextlib.contextmanager
+def cluster_of(nodes: int, cpus: int) -> Iterator[Any]:
+    """A head without CPUs and some nodes."""
+    from ray.cluster_utils import Cluster
+
+    made = patiently(Cluster, initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(nodes):
+            patiently(made.add_node, num_cpus=cpus)
+        yield made
+    finally:
+        made.shutdown()
+
+
+def patiently(start: Callable[..., Any], **options: Any) -> Any:
+    """Start something of Ray's, which gives up after 30 seconds however busy the machine is; a few times."""
+    for _ in range(4):
+        with contextlib.suppress(Exception):
+            return start(**options)
+    return start(**options)
 
 
 def planned(*names: str) -> list[Run]:

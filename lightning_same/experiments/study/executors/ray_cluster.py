@@ -67,8 +67,9 @@ class RayCluster:
             context = ray.init(
                 address=self.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True
             )
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-            raise StudyError(f"--ray {self.address}: no cluster can be reached: {one_line(error, 300)}") from error
+        except Exception as error:  # Ray raises that itself, where a process of its own does not start in time
+            failed = "Ray does not start" if self.address == LOCAL else "no cluster can be reached"
+            raise StudyError(f"--ray {self.address}: {failed}: {one_line(error, 300)}") from error
         self.dashboard = context.dashboard_url or ""
         return self
 
