@@ -39,11 +39,16 @@ RESULTS = HERE / "results" / "mutation.json"
 PACKAGES = {
     "gradients": (
         "lightning_same/gradients",
-        ["tests/gradients", "tests/rules", "tests/callbacks/test_gradient_values.py"],
+        [
+            "tests/gradients",
+            "tests/rules/test_halves_and_ties.py",
+            "tests/rules/test_formulas.py",
+            "tests/rules/test_family.py",
+        ],
     ),
     "rules": (
         "lightning_same/rules",
-        ["tests/rules", "tests/two_pass/test_oracles.py", "tests/two_pass/test_routes.py"],
+        ["tests/rules/test_family.py", "tests/rules/test_formulas.py", "tests/two_pass/test_oracles.py", "tests/rules"],
     ),
     "two_pass": ("lightning_same/two_pass", ["tests/two_pass", "tests/trainer/test_conformance.py"]),
     "replay": ("lightning_same/replay", ["tests/replay", "tests/two_pass"]),
