@@ -85,7 +85,7 @@ class MeanLoss:
         with self._of_all_processes(), self._differentiable(), torch.no_grad():
             total = torch.zeros(1, dtype=scalar_dtype(self.device), device=self.device)
             for loss_fn, weight in zip(self._losses, self._weights, strict=True):
-                total += weight * self._forward(loss_fn).loss
+                total += weight * self._forward(loss_fn).loss.reshape(1)
         return (total if self._sum is None else self._sum(total)).item()
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:

@@ -183,3 +183,13 @@ def test_parameters_of_several_dtypes() -> None:
     assert product.dtype == torch.float64
     assert product.tolist() == [3, 4, 1, 2]
     assert Hessian(lambda: b.sum(), [b]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_loss_of_one_element_may_have_any_shape(shape: tuple[int, ...]) -> None:
+    """As Lightning, which takes whatever `backward` takes."""
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    hessian = Hessian(lambda: w.square().sum().view(shape), [w])
+    loss, gradient = hessian.loss_and_gradient()
+    assert (hessian.loss(), loss, gradient.tolist()) == (5.0, 5.0, [2.0, 4.0])
+    assert top_eigenvalue(hessian).value == pytest.approx(2.0)
