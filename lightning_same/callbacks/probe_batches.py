@@ -7,7 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
+from lightning_same.callbacks.mean_loss import Mode
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.settings import check_int
@@ -39,11 +41,12 @@ class ProbeBatches:
         self._stays = False
         self.batches: list[Any] = []
 
-    def begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def begin(self, trainer: pl.Trainer, module: pl.LightningModule, mode: Mode) -> None:
         """Begin a fit.
 
         Raises:
             ValueError: if no process has a batch, or the processes are to take different numbers of them.
+            RuntimeError: if they are given different numbers, and layers mix the samples of all processes.
         """
         self.batches, self._stays, self._wanted = [], False, self._number
         if run := trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -51,13 +54,20 @@ class ProbeBatches:
         count = self._number if self._given is None else len(self._given)
         numbers = torch.tensor([float(self._given is None), count, count * count, 1.0], device=module.device)
         taking, total, squares, processes = trainer.strategy.reduce(numbers, reduce_op="sum").tolist()
-        if taking not in (0, processes) or (taking and total * total != squares * processes):
+        differ = total * total != squares * processes
+        if taking not in (0, processes) or (taking and differ):
             raise ValueError(
                 f"{self._owner}: a number of `probe_batches` must be the same on all processes. Lists of batches may"
                 " differ."
             )
         if not total:
             raise ValueError(f"{self._owner}: `probe_batches` holds no batch.")
+        if differ and mode == "train" and any(isinstance(each, nn.SyncBatchNorm) for each in module.modules()):
+            raise RuntimeError(
+                f"{self._owner}: the processes have different numbers of `probe_batches`, and in training mode the"
+                f" SyncBatchNorm layers of {type(module).__name__} wait for all of them at every batch. Give each"
+                ' process as many, or measure with mode="eval".'
+            )
         if self._given is not None:
             with undisturbed(trainer, module):  # A module may augment what it moves.
                 self.batches = [batch_on_device(trainer, module, batch) for batch in self._given]

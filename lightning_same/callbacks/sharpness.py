@@ -171,7 +171,7 @@ class SharpnessMonitor(Monitor):
         super().on_fit_start(trainer, pl_module)
         check_probe(pl_module, trainer, self.loss_fn, "SharpnessMonitor", curvature=True)
         self._vector = self._before_step = None
-        self._probe.begin(trainer, pl_module)
+        self._probe.begin(trainer, pl_module, self.mode)
         self._last_step, self._loaded_step = self._loaded_step, None
 
     @override

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from support.fits import RowLogger, fit
 from support.nets import Plain, build, float64
@@ -36,6 +37,7 @@ from lightning_same import (
     with_sam,
     worst_case_sharpness,
 )
+from lightning_same.callbacks.probe_batches import ProbeBatches
 from lightning_same.curvature.float64 import Float64Error
 
 PATIENCE = 120.0
@@ -246,6 +248,38 @@ def different_numbers() -> str:
 def test_different_numbers_are_refused_on_all_processes(ranks: dict[int, Ranks]) -> None:
     first, second = ranks[2].run(different_numbers, patience=PATIENCE)
     assert first == second
+
+
+class AsksForBatches(Callback):
+    """Asks as SharpnessMonitor does, for a module that DDP takes on GPUs only."""
+
+    def __init__(self, own: Any, mode: Any) -> None:
+        self.own, self.mode, self.said = own, mode, ""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        module = build(Plain)
+        module.norm = nn.SyncBatchNorm(3)
+        try:
+            ProbeBatches(self, self.own).begin(trainer, module, self.mode)
+        except RuntimeError as error:
+            self.said = str(error)
+
+
+def asked(equal: bool, mode: str) -> str:
+    asks = AsksForBatches(batches_of(rank(), (4,)) if equal else batches_of(rank()), mode)
+    rows_of(Uneven, asks)
+    return asks.said
+
+
+@pytest.mark.parametrize(
+    ("equal", "mode", "refused"), [(False, "train", True), (True, "train", False), (False, "eval", False)]
+)
+def test_layers_that_wait_for_all_processes_want_equal_numbers(
+    ranks: dict[int, Ranks], equal: bool, mode: str, refused: bool
+) -> None:
+    for said in ranks[2].run(asked, equal, mode, patience=PATIENCE):
+        assert ("the SyncBatchNorm layers of Plain wait for all of them at every batch" in said) is refused
+        assert bool(said) is refused
 
 
 def summed(tensor: Tensor) -> Tensor:
