@@ -104,7 +104,11 @@ def test_an_epoch_must_hold_the_batches() -> None:
         measured(build(Plain), SharpnessMonitor(probe_batches=7))
 
 
-@pytest.mark.parametrize("batches", [iter([]), DataLoader([]), "4", None, torch.zeros(3)], ids=str)
+@pytest.mark.parametrize(
+    "batches",
+    [iter([]), DataLoader([]), "4", None, torch.zeros(3)],
+    ids=["iterator", "loader", "word", "nothing", "tensor"],
+)
 def test_what_is_no_list_of_batches_is_told(batches: Any) -> None:
     with pytest.raises(ValueError, match="`probe_batches` must be a whole number >= 1 or a list of batches, got"):
         SharpnessMonitor(probe_batches=batches)

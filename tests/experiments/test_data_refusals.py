@@ -89,6 +89,8 @@ def test_a_reader_of_the_users_own_is_checked(monkeypatch: pytest.MonkeyPatch) -
         (gzip.compress(b"\0\0\x08\0abc"), r"in a shape, got the shape \[\]"),
         (gzip.compress(b"\0\0\x08\x02" + b"\xff" * 8), r"got the shape \[4294967295, 4294967295\]"),
     ],
+    # A gzip file holds the time, and each process must find the same names.
+    ids=["no gzip", "cut", "too long", "no shape", "empty shape", "huge shape"],
 )
 def test_a_file_that_is_no_whole_idx_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "file.gz").write_bytes(content)
