@@ -107,7 +107,7 @@
       field: "y",
       type: "quantitative",
       axis: ticks(chart.y),
-      scale: { type: log ? "log" : "linear", domain: [low, high], nice: false, zero: false },
+      scale: { type: log ? "log" : "linear", domain: [low, high], nice: false, ...(log ? {} : { zero: false }) },
     };
     const form = (axis) => (axis.percent ? ".1%" : ".4~g");
     const tooltip = [
