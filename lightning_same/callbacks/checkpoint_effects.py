@@ -29,7 +29,7 @@ from lightning_same.gradients.random_masks import draws_of
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.settings import check_int, check_number
-from lightning_same.trainer.distributed import take_buffers_of_rank_zero
+from lightning_same.trainer.distributed import sum_over_processes, take_buffers_of_rank_zero
 from lightning_same.trainer.loop import is_accumulating, opens_window, steps_logged
 from lightning_same.trainer.precision import loss_scale
 
@@ -176,7 +176,7 @@ class CheckpointEffectMonitor(Monitor):
             losses = dict(base)
             # Validation data may be of another length on each process.
             kept = torch.tensor(float(len(self._kept)), device=module.device)
-            if trainer.strategy.reduce(kept, reduce_op="sum").item():
+            if sum_over_processes(trainer, kept).item():
                 rewind()
                 take_buffers_of_rank_zero(trainer, module)
                 losses["validation"] = self._validation(trainer, module, params)
@@ -213,7 +213,7 @@ class CheckpointEffectMonitor(Monitor):
         for name, mask in {"clean": ~noisy, "noisy": noisy}.items():
             loss = (losses * mask.to(losses)).sum() / len(losses)
             own = _own_gradient(trainer, module, loss, params, keep=name == "clean")
-            found[name] = _reduced(trainer, own, "mean")
+            found[name] = [total / trainer.world_size for total in _summed(trainer, own)]
         return found
 
     def _validation(self, trainer: pl.Trainer, module: pl.LightningModule, params: Sequence[Tensor]) -> list[Tensor]:
@@ -226,7 +226,7 @@ class CheckpointEffectMonitor(Monitor):
                 torch._foreach_add_(total, _own_gradient(trainer, module, losses.sum(), params))
                 samples += len(losses)
         count = torch.tensor([float(samples)], device=module.device)
-        *total, count = _reduced(trainer, [*total, count], "sum")
+        *total, count = _summed(trainer, [*total, count])
         torch._foreach_div_(total, count.item())
         return total
 
@@ -261,11 +261,11 @@ def _own_gradient(
     return [grad if scale is None else grad / scale for grad in grads]
 
 
-def _reduced(trainer: pl.Trainer, tensors: Sequence[Tensor], reduce_op: str) -> list[Tensor]:
-    """The mean or the sum over the processes, of tensors that have the same shapes on all of them."""
+def _summed(trainer: pl.Trainer, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The sum over the processes, of tensors that have the same shapes on all of them."""
     if trainer.world_size == 1:
         return list(tensors)
-    flat = trainer.strategy.reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduce_op=reduce_op)
+    flat = sum_over_processes(trainer, torch.cat([tensor.flatten() for tensor in tensors]))
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 

@@ -15,6 +15,7 @@ from lightning_same.gradients.norms import norms_of, squared_shares, sums_of_squ
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.tensors import global_norm
 from lightning_same.trainer.optimizers import trained
+from lightning_same.trainer.precision import scale_before_step
 
 
 class GradientNormMonitor(GradientMonitor):
@@ -104,9 +105,11 @@ class GradientNormMonitor(GradientMonitor):
         if not self.wants_two_pass_gradients(trainer):
             return
         params = trained(optimizer)
+        scale = scale_before_step(trainer, optimizer, pl_module.device)
         for part, indices in {"": range(len(params)), **self._parts(trainer, pl_module, params)}.items():
             some = [params[index] for index in indices]
             steps = [param.grad for param in some if param.grad is not None]
             if steps or not part:
-                self._values[f"grad_norm{part}/step"] = global_norm(steps)
+                norm = global_norm(steps)
+                self._values[f"grad_norm{part}/step"] = norm if scale is None else norm / scale
             self._values[f"weight_norm{part}"] = global_norm(some)

@@ -8,6 +8,8 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_same.trainer.distributed import sum_over_processes
+
 NoisyMask = Callable[[Any], Tensor]
 """Says which samples of a batch are noisy: a boolean tensor of shape (n,)."""
 
@@ -40,7 +42,7 @@ def clean_and_noisy(trainer: pl.Trainer, module: nn.Module, batch: Any, noisy_ma
     # BatchNorm fails on a single sample.
     fewest = 2 if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()) else 1
     counts = torch.where(counts < fewest, 0, counts)
-    totals = trainer.strategy.reduce(counts.clone(), reduce_op="sum")
+    totals = sum_over_processes(trainer, counts.clone())
     return {
         name: Samples(_rows(batch, mask) if count else batch, count / total)
         for (name, mask), count, total in zip(masks.items(), counts.tolist(), totals.tolist(), strict=True)

@@ -18,7 +18,7 @@ from lightning_same.gradients.sharding import any_sharded
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.sam import SAM
-from lightning_same.trainer.distributed import ddp_model
+from lightning_same.trainer.distributed import ddp_model, sum_over_processes
 from lightning_same.trainer.optimizers import trained
 from lightning_same.trainer.precision import loss_scale
 from lightning_same.trainer.training_step import check_loss, training_loss
@@ -256,7 +256,7 @@ def _mean(
     flat = torch.cat([grad.reshape(-1) for grad in full])
     counts = flat.new_tensor([1.0, *(float(grad is not None) for grad in grads)])
     flat = torch.cat([counts, flat]).to(torch.promote_types(flat.dtype, torch.float32)) * weight
-    flat = trainer.strategy.reduce(flat, reduce_op="sum")
+    flat = sum_over_processes(trainer, flat)
     total, *known = flat[: len(counts)].tolist()
     if not total:
         return {}

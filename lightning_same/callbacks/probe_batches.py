@@ -13,6 +13,7 @@ from lightning_same.callbacks.mean_loss import Mode
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.settings import check_int
+from lightning_same.trainer.distributed import sum_over_processes
 from lightning_same.trainer.precision import full_precision
 from lightning_same.trainer.training_step import batch_on_device, training_loss
 
@@ -53,7 +54,7 @@ class ProbeBatches:
             self._wanted = min(self._number, int(run))  # it is the number of batches
         count = self._number if self._given is None else len(self._given)
         numbers = torch.tensor([float(self._given is None), count, count * count, 1.0], device=module.device)
-        taking, total, squares, processes = trainer.strategy.reduce(numbers, reduce_op="sum").tolist()
+        taking, total, squares, processes = sum_over_processes(trainer, numbers).tolist()
         differ = total * total != squares * processes
         if taking not in (0, processes) or (taking and differ):
             raise ValueError(
@@ -116,9 +117,7 @@ class ProbeBatches:
                     without.append(training_loss(module, copy_of(batch), 0) is None)
         # One number where lists are given, whose lengths may differ between the processes.
         flags = without if self._given is None else [any(without)]
-        summed = trainer.strategy.reduce(
-            torch.tensor(flags, dtype=torch.float32, device=module.device), reduce_op="sum"
-        )
+        summed = sum_over_processes(trainer, torch.tensor(flags, dtype=torch.float32, device=module.device))
         kept = [not count for count in summed.tolist()]
         waits = self._given is None and not self._stays
         if all(kept):

@@ -16,6 +16,7 @@ from lightning_same.replay.batch import copy_of
 from lightning_same.replay.fingerprint import fingerprint
 from lightning_same.replay.report import Outcome, ReplayReport, States, compare
 from lightning_same.replay.undisturbed import undisturbed
+from lightning_same.trainer.distributed import sum_over_processes
 
 
 class ReplayCheck(Callback):
@@ -88,7 +89,7 @@ class ReplayCheck(Callback):
             # The processes decide together, also those without a loss: another replay takes part in their reductions.
             same = replays[0] is None if first is None else replays[0] is not None and first.equals(replays[0])
             differs = torch.tensor(float(not same), device=module.device)
-            if trainer.strategy.reduce(differs, reduce_op="sum").item():
+            if sum_over_processes(trainer, differs).item():
                 rewind()
                 replays.append(forward_backward())
         if first is None:

@@ -1,7 +1,7 @@
 """What has a second derivative: how to run a forward so that it has one, and losses that have none."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_same.curvature.full_precision import RecurrentWithoutCudnn, ieee_float32
 from lightning_same.gradients.graph import nodes
 
 NO_SECOND_DERIVATIVE = (
@@ -24,7 +25,8 @@ _ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
 def twice_differentiable(device: torch.device) -> Iterator[None]:
     """Full precision, and no kernel whose backward has no derivative.
 
-    Autocast is off, attention takes the math backend, compiled modules run eagerly.
+    Autocast and TF32 are off, attention takes the math backend, compiled modules run eagerly, and recurrent layers
+    without cuDNN.
 
     Raises:
         RuntimeError: if an operation within has no second derivative, with the way out.
@@ -35,6 +37,8 @@ def twice_differentiable(device: torch.device) -> Iterator[None]:
         torch.autocast(device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),
         torch.compiler.set_stance("force_eager"),
+        ieee_float32(),
+        RecurrentWithoutCudnn() if device.type == "cuda" else nullcontext(),
     ):
         try:
             yield
@@ -49,16 +53,13 @@ def evaluated(module: nn.Module | None) -> Iterator[None]:
     """A module in eval mode. By the flags alone: a module may do more in its `eval`, and not undo it in `train`."""
     modules = [] if module is None else list(module.modules())
     modes = [submodule.training for submodule in modules]
-    with ExitStack() as stack:
-        if any(isinstance(submodule, nn.RNNBase) for submodule in modules):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # it has no second derivative of them
-        try:
-            for submodule in modules:
-                submodule.training = False
-            yield
-        finally:
-            for submodule, mode in zip(modules, modes, strict=True):
-                submodule.training = mode
+    try:
+        for submodule in modules:
+            submodule.training = False
+        yield
+    finally:
+        for submodule, mode in zip(modules, modes, strict=True):
+            submodule.training = mode
 
 
 def custom_functions(loss: Tensor) -> list[str]:

@@ -42,11 +42,12 @@ class Hessian(MeanLoss):
     memory does not grow with their number. Weights, ``.grad`` and the global random state are never changed. Random
     numbers that ``loss_fn`` draws are the same in every product.
 
-    Autocast is off, attention takes the math backend (fused kernels have no second derivative), compiled modules run
-    eagerly and recurrent ones without cuDNN. ``loss_fn`` must call the module itself, not its DistributedDataParallel
-    wrapper: ``reduce`` does that work. An operation without a second derivative raises an error, and so does activation
-    checkpointing with ``use_reentrant=True``. Any other `torch.autograd.Function` gives a warning with its name: what
-    its backward computes outside autograd, or what its forward computes for the backward, silently counts as constant.
+    Autocast and TF32 are off, attention takes the math backend (fused kernels have no second derivative), compiled
+    modules run eagerly and recurrent ones without cuDNN. ``loss_fn`` must call the module itself, not its
+    DistributedDataParallel wrapper: ``reduce`` does that work. An operation without a second derivative raises an
+    error, and so does activation checkpointing with ``use_reentrant=True``. Any other `torch.autograd.Function` gives a
+    warning with its name: what its backward computes outside autograd, or what its forward computes for the backward,
+    silently counts as constant.
 
     Args:
         loss_fn: returns the mean loss, a scalar: of ``loss_fn(batch)``, or of ``loss_fn()`` if ``batches`` is None.

@@ -78,7 +78,8 @@ class MeanLoss:
         self._weights = [count / total for count in counts]
         self._functions: list[str] | None = None
         self._offset: list[Tensor] | None = None
-        self._same_numbers = random_state(self.device)
+        self._devices = dict.fromkeys([self.device, *[param.device for param in self.params]])
+        self._same_numbers = random_state(*self._devices)
 
     def loss(self) -> float:
         """The mean loss at the present weights, over all batches and processes, by a forward of its own."""
@@ -175,7 +176,7 @@ class MeanLoss:
     @contextmanager
     def _differentiable(self) -> Iterator[None]:
         """A forward that has a second derivative and draws the same random numbers each time."""
-        before = random_state(self.device)
+        before = random_state(*self._devices)
         try:
             for put_back in self._same_numbers:
                 put_back()

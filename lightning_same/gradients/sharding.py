@@ -47,6 +47,8 @@ def sum_over_shards(measure: Callable[..., Tensor], *lists: Sequence[Tensor]) ->
         value = measure(*([local(tensors[index]) for index in indices] for tensors in lists))
         first = lists[0][indices[0]]
         if isinstance(first, DTensor):
+            # The shards may have been offloaded to the CPU, while the processes talk through their accelerators.
+            value = value.to(first.device_mesh.device_type)
             for dim, place in enumerate(first.placements):
                 # All other placements are shards. Not all say so by `is_shard`: FSDP2 over tensor parallelism does not.
                 if not isinstance(place, Replicate):
@@ -67,7 +69,8 @@ def whole_of(tensor: Tensor) -> Tensor | None:
     """
     if not isinstance(tensor, DTensor):
         return tensor
-    whole = tensor.full_tensor()
+    here: DTensor = tensor.to(tensor.device_mesh.device_type)  # type: ignore[assignment]
+    whole = here.full_tensor()
     return whole.cpu() if get_rank() == 0 else None
 
 
@@ -84,10 +87,11 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
     # where in the whole the elements of this process are: they are numbered, gathered, and looked up.
     here = like.to_local()
     first = get_rank() * like.numel()
-    numbers = torch.arange(first, first + here.numel(), device=here.device).view(here.shape)
+    numbers = torch.arange(first, first + here.numel(), device=like.device_mesh.device_type).view(here.shape)
     gathered = DTensor.from_local(
         numbers, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     ).full_tensor()
+    gathered = gathered.to(here.device)
     mine = (gathered >= first) & (gathered < first + here.numel())
     shard = torch.empty_like(here, dtype=tensor.dtype).flatten()
     shard[gathered[mine] - first] = tensor.to(here.device)[mine]

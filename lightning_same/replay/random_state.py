@@ -14,12 +14,12 @@ import torch
 from typing_extensions import override
 
 
-def random_state(device: torch.device | None = None) -> list[Callable[[], None]]:
+def random_state(*devices: torch.device | None) -> list[Callable[[], None]]:
     """The state of all global generators at this moment.
 
     Args:
-        device: the accelerator whose generator is one of them, if any. Its state is read and written without waiting
-            for the device.
+        *devices: whose generators belong to them, each once; of a CPU and of None nothing more. The state of an
+            accelerator's is read and written without waiting for the device.
 
     Returns:
         Functions that put it back.
@@ -38,9 +38,10 @@ def random_state(device: torch.device | None = None) -> list[Callable[[], None]]
     ]
     if "numpy.random" in sys.modules:
         put_back.append(partial(NUMPY.write, NUMPY.read()))
-    if device is not None and device.type not in ("cpu", "meta"):
-        backend = torch.get_device_module(device)
-        put_back.append(partial(backend.set_rng_state, backend.get_rng_state(device), device))
+    for device in devices:
+        if device is not None and device.type not in ("cpu", "meta"):
+            backend = torch.get_device_module(device)
+            put_back.append(partial(backend.set_rng_state, backend.get_rng_state(device), device))
     return put_back
 
 

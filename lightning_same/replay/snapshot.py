@@ -56,10 +56,13 @@ class Snapshot:
 
     Parameters that FSDP2 has gathered are sharded again, when the state is taken and when it is put back.
 
+    Recurrent layers with dropout draw their masks on CUDA from a buffer of cuDNN's own. It is filled anew from the
+    generator, for the masks to be the same in each replay; so they are others than without a snapshot.
+
     Args:
         module: whose state to take.
         unheld: parameters that somebody else takes care of; they and what shares their memory are left alone.
-        device: the accelerator whose random state belongs to it, if any.
+        device: the accelerator whose random state belongs to it, if any, as those of ``unheld``'s devices do.
         modes: whether the modes of the submodules, "train" or "eval", are part of it.
     """
 
@@ -71,7 +74,8 @@ class Snapshot:
         *,
         modes: bool = True,
     ) -> None:
-        self.undo = random_state(device)
+        devices = dict.fromkeys([device, *[param.device for param in unheld]])
+        self.undo = random_state(*devices)
         self._unheld_names = UNHELD if modes else UNHELD | {"training"}
         self._unheld = unheld
         self._attributes: list[Attributes] = []
@@ -82,6 +86,10 @@ class Snapshot:
         self._modules = modules_of(module)
         modules = self._modules
         reshard(modules)
+        if any(map(_is_cuda, devices)) and any(map(_draws_from_a_buffer, modules)):
+            # cuDNN fills its buffer from the generator when that is set, as each replay does: pass one has to, too.
+            for undo in self.undo:
+                undo()
         self.hold_modules(modules)
         self._requires_grad = self._hold_parameters(modules)
         self._copies = TensorCopies(self._to_copy.values())
@@ -291,6 +299,15 @@ def modules_of(module: nn.Module) -> Collection[nn.Module]:
             modules[id(inner)] = inner
             waiting.extend(inner._modules.values())
     return modules.values()
+
+
+def _draws_from_a_buffer(module: nn.Module) -> bool:
+    """Whether cuDNN draws the module's dropout."""
+    return isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1
+
+
+def _is_cuda(device: torch.device | None) -> bool:
+    return device is not None and device.type == "cuda"
 
 
 @lru_cache(maxsize=256)

@@ -70,6 +70,18 @@ def start_mean(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
     return finish
 
 
+def sum_over_processes(trainer: pl.Trainer, tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; the tensor itself may be overwritten.
+
+    By one all-reduce. The strategy's own `reduce` waits in a barrier before it.
+    """
+    if trainer.world_size > 1:
+        if not distributed.is_initialized():
+            return trainer.strategy.reduce(tensor, reduce_op="sum")
+        distributed.all_reduce(tensor)
+    return tensor
+
+
 @torch.no_grad()
 def take_buffers_of_rank_zero(trainer: pl.Trainer, module: nn.Module) -> None:
     """Write the buffers of rank zero into the module, which are what a checkpoint file holds.
@@ -83,7 +95,7 @@ def take_buffers_of_rank_zero(trainer: pl.Trainer, module: nn.Module) -> None:
     described = [(name, tuple(buffer.shape), str(buffer.dtype)) for name, buffer in buffers.items()]
     of_first = trainer.strategy.broadcast(described, src=0)
     differs = torch.tensor(float(of_first != described), device=trainer.strategy.root_device)
-    if trainer.strategy.reduce(differs, reduce_op="sum").item():
+    if sum_over_processes(trainer, differs).item():
         rank_zero_warn(
             f"{type(module).__name__} has buffers of other names, shapes or dtypes on another process. Each process"
             " measures with its own."

@@ -1,11 +1,13 @@
 """What the passes ask of an optimizer, and of the Trainer that steps it."""
 
 import math
+from collections.abc import MutableMapping
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_same.rules.progress import Progress
 
@@ -26,17 +28,30 @@ def radii_of(optimizer: Optimizer, rho: float) -> dict[Tensor, float]:
     }
 
 
+_READ: MutableMapping[Tensor, tuple[int, float]] = WeakTensorKeyDictionary()
+"""Learning rates that are tensors: their version counters when they were read, and their values then."""
+
+
+def _number(lr: float | Tensor) -> float:
+    """The value of a learning rate. For one on an accelerator the host waits only after it has been written to."""
+    if not isinstance(lr, Tensor):
+        return float(lr)
+    if lr not in _READ or _READ[lr][0] != lr._version:
+        _READ[lr] = lr._version, float(lr)
+    return _READ[lr][1]
+
+
 def lr_ratio(optimizer: Optimizer) -> float:
     """The learning rate of the first group, as a share of its peak."""
     group = optimizer.param_groups[0]
-    lr = float(group.get("lr", 1.0))
-    peak = float(group.get("max_lr", group.get("initial_lr", lr)))
+    lr = _number(group.get("lr", 1.0))
+    peak = _number(group.get("max_lr", group.get("initial_lr", lr)))
     return lr / peak if peak else 0.0
 
 
 def largest_lr(trainer: pl.Trainer) -> float:
     """The largest learning rate of all optimizers and parameter groups; 0 if none has any."""
-    rates = [float(group.get("lr", 0.0)) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    rates = [_number(group.get("lr", 0.0)) for optimizer in trainer.optimizers for group in optimizer.param_groups]
     return max(rates, default=0.0)
 
 

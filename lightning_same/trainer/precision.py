@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 def loss_scale(trainer: pl.Trainer, device: torch.device) -> Tensor | None:
@@ -15,6 +16,15 @@ def loss_scale(trainer: pl.Trainer, device: torch.device) -> Tensor | None:
         return None
     scale: Tensor = scaler.scale(torch.ones((), device=device))
     return scale
+
+
+def scale_before_step(trainer: pl.Trainer, optimizer: Optimizer, device: torch.device) -> Tensor | None:
+    """What the scaler has left on the gradients when the hooks before an optimizer step run.
+
+    A fused optimizer unscales within its step, for all others the scaler has done so before; for them it is None.
+    """
+    unscales_by_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return loss_scale(trainer, device) if unscales_by_itself else None
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
@@ -103,7 +105,9 @@ class TwoPassCallback(Callback):
             del vars(module)["_route"]
             route.close()
             # Gathering what is sharded takes all processes, of which one may have raised.
-            self._left = {} if after_error and route.fit.is_sharded else route.fit.state_dict()
+            state = {} if after_error and route.fit.is_sharded else route.fit.state_dict()
+            # The accelerator's memory is free after the fit.
+            self._left = move_data_to_device(state, torch.device("cpu"))
 
 
 def route_of(module: pl.LightningModule) -> Route | None:

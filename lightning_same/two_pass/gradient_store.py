@@ -1,11 +1,14 @@
 """Where the gradients of one step are while they are not in ``.grad``."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 from lightning_same.gradients.grads import set_grads
+from lightning_same.gradients.sharding import local
 from lightning_same.trainer.distributed import ddp_model, start_mean
 
 
@@ -24,15 +27,18 @@ class GradientStore:
         self._trainer = trainer
         self._aside: dict[Tensor, Tensor] = {}
 
-    def take(self, params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
-        """Take the gradients of parameters out of ``.grad``."""
-        ddp = ddp_model(self._trainer)
-        # Views of DDP's buckets are overwritten by the next backward.
-        in_buckets = ddp is not None and ddp.gradient_as_bucket_view
+    def take(self, params: Iterable[Tensor], *, until_backward: bool = False) -> dict[Tensor, Tensor]:
+        """Take the gradients of parameters out of ``.grad``.
+
+        Args:
+            params: the parameters.
+            until_backward: whether nobody needs them once the next backward has begun.
+        """
+        copies = not until_backward and backward_overwrites_grads(self._trainer)
         grads: dict[Tensor, Tensor] = {}
         for param in params:
             if param.grad is not None:
-                grads[param] = param.grad.clone() if in_buckets else param.grad
+                grads[param] = param.grad.clone() if copies else param.grad
                 param.grad = None
         return grads
 
@@ -66,3 +72,37 @@ class GradientStore:
             self.base = dict(zip(params, finish(), strict=True))
 
         return arrive
+
+
+def backward_overwrites_grads(trainer: pl.Trainer) -> bool:
+    """Whether the next backward writes to the memory of these gradients: DDP's buckets, or the pool of CUDA graphs."""
+    ddp = ddp_model(trainer)
+    in_buckets = ddp is not None and ddp.gradient_as_bucket_view
+    return in_buckets or uses_cuda_graphs(trainer.strategy.root_device)
+
+
+def uses_cuda_graphs(device: torch.device) -> bool:
+    """Whether ``torch.compile(mode="reduce-overhead")`` has recorded CUDA graphs on a device."""
+    trees = sys.modules.get("torch._inductor.cudagraph_trees")
+    return device.type == "cuda" and trees is not None and trees.get_manager(device.index or 0, False) is not None
+
+
+def check_apart(base: Iterable[Tensor], perturbed: Iterable[Tensor], name: str) -> None:
+    """Check that g is still there after pass two.
+
+    Args:
+        base: g.
+        perturbed: s, aligned with it.
+        name: of the module's class, for the message.
+
+    Raises:
+        RuntimeError: if both lie in the same memory, which a CUDA graph of the user's own writes to.
+    """
+    for g, s in zip(base, perturbed, strict=True):
+        here, there = local(g), local(s)
+        if here.numel() and here.data_ptr() == there.data_ptr():
+            raise RuntimeError(
+                f"{name}: pass two has written its gradient where that of pass one was, as CUDA graphs by"
+                " torch.cuda.make_graphed_callables do. Use torch.compile instead, or a rule that needs no gradient of"
+                " pass one after it, such as SAM."
+            )

@@ -14,7 +14,8 @@ from lightning_same.replay.fingerprint import fingerprint
 from lightning_same.replay.report import Outcome, States, compare
 from lightning_same.replay.snapshot import modules_of, parameters_of
 from lightning_same.replay.undisturbed import undisturbed
-from lightning_same.trainer.distributed import ddp_model, reshard, unsynchronized
+from lightning_same.trainer.distributed import reshard, sum_over_processes, unsynchronized
+from lightning_same.two_pass.gradient_store import backward_overwrites_grads
 from lightning_same.two_pass.step import TwoPassStep
 
 
@@ -40,10 +41,8 @@ def check_replay(
     params = list(dict.fromkeys(parameters_of(modules)))
     left = fingerprint(module)
     first = Outcome(losses, [_copy(param.grad) for param in params])
-    # A copy where the gradients are views of DDP's buckets, which the replay writes to.
-    ddp = ddp_model(trainer)
-    in_buckets = ddp is not None and ddp.gradient_as_bucket_view
-    grads = {param: _copy(param.grad) if in_buckets else param.grad for param in params}
+    copies = backward_overwrites_grads(trainer)
+    grads = {param: _copy(param.grad) if copies else param.grad for param in params}
     replays: list[Outcome] = []
     put_back: Mapping[str, str] = {}
 
@@ -64,7 +63,7 @@ def check_replay(
             replays.append(again())
             # The processes decide together: another replay takes part in their reductions.
             differs = torch.tensor(float(not first.equals(replays[0])), device=module.device)
-            if trainer.strategy.reduce(differs, reduce_op="sum").item():
+            if sum_over_processes(trainer, differs).item():
                 rewind()
                 replays.append(again())
     finally:

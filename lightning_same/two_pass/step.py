@@ -19,13 +19,19 @@ from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.base import Rule
 from lightning_same.rules.progress import Progress
 from lightning_same.rules.schedules import value
-from lightning_same.trainer.distributed import ddp_model, reshard, start_mean, unsynchronized
+from lightning_same.trainer.distributed import (
+    ddp_model,
+    reshard,
+    start_mean,
+    sum_over_processes,
+    unsynchronized,
+)
 from lightning_same.trainer.loop import callbacks_of
 from lightning_same.trainer.optimizers import lr_ratio, momentum_of, radii_of, trained
 from lightning_same.trainer.precision import loss_scale
 from lightning_same.two_pass.checks import check_module, check_options, check_rule, check_trainable
 from lightning_same.two_pass.fit import Fit
-from lightning_same.two_pass.gradient_store import GradientStore
+from lightning_same.two_pass.gradient_store import GradientStore, check_apart
 from lightning_same.two_pass.options import TwoPassOptions
 from lightning_same.two_pass.written_weights import WeightsBefore
 
@@ -169,7 +175,7 @@ class Step:
         if not self.may_be_dropped:
             return
         not_finite: Tensor = (~all_finite(tensors)).float().to(self.module.device)
-        if self.trainer.strategy.reduce(not_finite, reduce_op="sum").item():
+        if sum_over_processes(self.trainer, not_finite).item():
             set_grads(dict.fromkeys(params))
             self.cancel()
             self.fit.skipped_steps += 1
@@ -266,8 +272,9 @@ class TwoPassStep(Step):
             self.weights_as_before(),
             self._unfrozen_as_before(params, release),
         ):
-            grads = self._store.take([*others, *params])
-            other_grads = {param: grads.get(param) for param in others}
+            kept = self._store.take(others)
+            other_grads = {param: kept.get(param) for param in others}
+            grads = self._store.take(params, until_backward=not keeps_base)
             perturbed = self.rule.perturbed(
                 params, direction, [radii[param] for param in params], self._progress, memory
             )
@@ -305,6 +312,8 @@ class TwoPassStep(Step):
         elif self._store.base:
             known = self._store.base
             base = [known[param] if param in known else torch.zeros_like(param) for param in params]
+            if self.module.device.type != "cpu":
+                check_apart(base, step_grads, type(self.module).__name__)
             self._show(TwoGradients(params, base, step_grads, loss_scale(self.trainer, self.module.device)))
             self.rule.combine_(base, step_grads, self._progress, memory)
         self._drop_unless_finite([*base, *step_grads], params)

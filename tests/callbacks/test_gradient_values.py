@@ -260,3 +260,27 @@ def test_over_shards_the_values_are_those_of_the_whole(ranks: dict[int, Ranks], 
     if not mixed:
         # Nothing is disturbed, and `.grad` is as it was.
         assert differences(weights, ranks[size].run(over_shards, mixed, False)[0][1]) == []
+
+
+class Fused(Plain):
+    """With an optimizer that unscales the gradients within its step, or one that finds them unscaled."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, fused=self.fused)
+
+
+@pytest.mark.parametrize("rule", [SAM(0.3), None], ids=repr)
+def test_the_steps_norm_is_not_the_loss_scalers(rule: Any) -> None:
+    logged = []
+    for fused in (True, False):
+        module = build(Fused, fused)
+        if rule is not None:
+            module = with_sam(module, rule)
+        rows = rows_of(module, GradientNormMonitor(every_n_steps=1), precision="16-scaled")
+        logged.append([row["grad_norm/step"] for _, row in rows])
+    assert logged[0] == pytest.approx(logged[1], rel=1e-3)
+    assert all(0 < norm < 10 for norm in logged[0])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from lightning_same.replay.random_state import NUMPY, PYTHON, Numpy, Python, Twister, random_state
 from lightning_same.replay.snapshot import Snapshot
@@ -191,3 +192,68 @@ def test_the_state_of_another_kind_of_numpy_generator_comes_back() -> None:
         assert np.random.randn(3).tolist() == first
     finally:
         np.random.set_bit_generator(twister)
+
+
+class PretendedCuda:
+    """Generators that count what they have given, and cuDNN's buffer of dropout, filled anew when one was set."""
+
+    def __init__(self) -> None:
+        self.given = {"cuda:0": 0, "cuda:1": 0}
+        self.was_set = 0
+        self._refill = True
+        self._buffer = (0, 0)
+
+    def get_rng_state(self, device: torch.device) -> torch.Tensor:
+        return torch.tensor(self.given[str(device)])
+
+    def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
+        self.given[str(device)] = int(state)
+        self.was_set += 1
+        self._refill = True
+
+    def draw(self, device: str) -> int:
+        self.given[device] += 1
+        return self.given[device]
+
+    def mask(self) -> tuple[int, int]:
+        """What a recurrent layer drops."""
+        if self._refill:
+            self._buffer, self._refill = (self.draw("cuda:0"), 0), False
+        self._buffer = (self._buffer[0], self._buffer[1] + 1)
+        return self._buffer
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> PretendedCuda:
+    pretended = PretendedCuda()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: pretended)
+    return pretended
+
+
+def test_cudnn_draws_the_dropout_of_pass_one_again(cuda: PretendedCuda) -> None:
+    module = nn.Sequential(nn.LSTM(3, 3, num_layers=2, dropout=0.3))
+    for _ in range(2):  # Two steps that take one pass: the buffer goes on.
+        cuda.mask()
+    start = Snapshot(module, device=torch.device("cuda:0"))
+    first = [cuda.mask(), cuda.draw("cuda:0"), cuda.mask()]
+    for _ in range(2):
+        start.restore()
+        assert [cuda.mask(), cuda.draw("cuda:0"), cuda.mask()] == first
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Linear(1, 1), nn.LSTM(3, 3, 2), nn.Dropout(0.3)], ids=["linear", "lstm", "dropout"]
+)
+def test_without_such_dropout_nothing_is_set(cuda: PretendedCuda, module: nn.Module) -> None:
+    Snapshot(module, device=torch.device("cuda:0"))
+    assert cuda.was_set == 0
+
+
+def test_generators_of_all_devices_with_parameters_come_back(cuda: PretendedCuda) -> None:
+    with FakeTensorMode():
+        params = [torch.empty(2, device=device) for device in ("cuda:1", "cpu", "cuda:0", "cuda:1")]
+    start = Snapshot(nn.Identity(), params, torch.device("cuda:0"))
+    first = [cuda.draw("cuda:0"), cuda.draw("cuda:1")]
+    start.restore()
+    assert cuda.was_set == 2
+    assert [cuda.draw("cuda:0"), cuda.draw("cuda:1")] == first

@@ -1,14 +1,10 @@
 """What a rule costs, by counts that no machine changes: operations and bytes. Nothing is timed."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from support.accelerator import LikeAnAccelerator
-from support.counting import ALL_RULES, Counted
+from support.counting import ALL_RULES, Counted, most_bytes
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from lightning_same import AESAM, SAM, FriendlySAM, LookSAM, Memory, Progress, RandomGains, Rule, VaSSO
 from lightning_same.gradients import pieces, tensors
@@ -114,18 +110,6 @@ def test_accelerators_take_the_same_step_by_other_operations(rule: Rule, monkeyp
         assert not torch.equal(moved[-1][0], problem.params[0])
     for one_call, three in zip(*moved, strict=True):
         torch.testing.assert_close(one_call, three, rtol=1e-6, atol=1e-6)
-
-
-@contextmanager
-def most_bytes() -> Iterator[Callable[[], int]]:
-    """The most that is allocated at once in a ``with`` block, beyond what was there at its beginning."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        yield lambda: most
-    alive = most = 0
-    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            most = max(most, alive)
 
 
 KEPT = {FriendlySAM: 1, VaSSO: 1, LookSAM: 1}

@@ -1,8 +1,11 @@
 """What is dispatched, counted, and the rules of which it is."""
 
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightning_same
@@ -32,3 +35,15 @@ class Counted(TorchDispatchMode):
         else:
             self.names[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def most_bytes() -> Iterator[Callable[[], int]]:
+    """The most that is allocated at once in a ``with`` block, beyond what was there at its beginning."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        yield lambda: most
+    alive = most = 0
+    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            most = max(most, alive)

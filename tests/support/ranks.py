@@ -1,4 +1,4 @@
-"""Groups of real processes (gloo) that are started once and run one function after another."""
+"""Groups of real processes that are started once and run one function after another."""
 
 import multiprocessing as mp
 import os
@@ -21,10 +21,12 @@ class Ranks:
 
     Args:
         world_size: how many.
+        backend: of torch.distributed; with NCCL, each process has a GPU of its own.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, backend: str = "gloo") -> None:
         self.world_size = world_size
+        self.backend = backend
         self._workers: list[tuple[Any, Connection]] = []
 
     def run(self, function: Callable[..., Any], *args: Any, patience: float = PATIENCE) -> list[Any]:
@@ -84,13 +86,14 @@ class Ranks:
         context = mp.get_context("spawn")
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, self.world_size, port, sys.path), daemon=True)
+            args = (theirs, rank, self.world_size, port, sys.path, self.backend)
+            process = context.Process(target=_serve, args=args, daemon=True)
             process.start()
             theirs.close()
             self._workers.append((process, ours))
 
 
-def _serve(pipe: Connection, rank: int, world_size: int, port: int, path: list[str]) -> None:
+def _serve(pipe: Connection, rank: int, world_size: int, port: int, path: list[str], backend: str) -> None:
     sys.path[:] = path
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
@@ -106,7 +109,9 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int, path: list[s
 
     import support.environment  # noqa: F401
 
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    if "nccl" in backend:
+        torch.cuda.set_device(rank)
+    torch.distributed.init_process_group(backend, rank=rank, world_size=world_size)
     while True:
         try:
             function, args = pickle.loads(pipe.recv_bytes())
