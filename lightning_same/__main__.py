@@ -14,6 +14,7 @@ COMMANDS = {
     "sharpness": "measure the curvature of a model in a checkpoint file",
     "study": "train methods x seeds, and report on them: -c CONFIG",
     "configs": "list the configurations that come with the package, or copy one",
+    "doctor": "versions, devices, what is supported, and a test of a few seconds; --full for the GPUs",
 }
 
 HELP = f"""usage: lightning-same COMMAND ...
@@ -61,6 +62,10 @@ def main(args: Sequence[str] | None = None) -> None:
             from lightning_same.cli.configs import main as configs
 
             configs(rest)
+        case ["doctor", *rest]:
+            from lightning_same.cli.doctor import main as doctor
+
+            doctor(rest)
         case ["study", *rest]:
             from lightning_same.experiments.study import main as study
 

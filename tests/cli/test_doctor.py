@@ -1,0 +1,159 @@
+"""The command that looks at a machine: its page, its self-test, and the first hour, which is listed without GPUs."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_same.__main__ import main
+from lightning_same.cli.doctor import first_hour, machine, page, self_test
+from lightning_same.cli.doctor.page import FirstHour, Result
+from lightning_same.rules import base
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_it_prints_and_writes_what_the_machine_has_and_tests_each_route(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = time.monotonic()
+    main(["doctor", "--out", str(tmp_path / "page.md")])
+    assert time.monotonic() - began < 60
+    told, written = capsys.readouterr().out, (tmp_path / "page.md").read_text()
+    for text in (told, written):
+        assert f"| torch | {torch.__version__.partition('+')[0]} |" in text
+        assert "| cpu | " in text
+        assert "| FSDP2 by ModelParallelStrategy | " in text
+        assert "failed" not in text
+    assert written.count("| passed | cpu: ") == len(self_test.TESTS)
+
+
+@pytest.mark.parametrize(
+    ("fault", "noticed"),
+    [
+        ("w + e is w", {"accumulation", "autocast"}),
+        ("nothing is replayed", {"replayed"}),
+    ],
+)
+def test_the_self_test_notices_faults(fault: str, noticed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if fault == "w + e is w":
+        monkeypatch.setattr(base, "add_scaled_", lambda *args: None)
+    else:
+        from lightning_same.replay.undisturbed import ReplayState
+
+        monkeypatch.setattr(ReplayState, "restore", lambda self: None)
+    results = self_test.run(report=lambda result: None)
+    failed = {test.__name__ for test, result in zip(self_test.TESTS, results, strict=False) if not result.passed}
+    assert noticed <= failed
+    assert "sharpness" not in failed
+
+
+def test_a_failed_test_is_an_exit_code_of_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(device: torch.device) -> str:
+        """Something."""
+        raise ValueError("the reason\nin two lines")
+
+    monkeypatch.setattr(self_test, "TESTS", (wrong,))
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    assert ended.value.code == 1
+    assert "failed   cpu: Something" in capsys.readouterr().out
+
+
+def test_the_callers_random_state_and_loggers_stay() -> None:
+    import logging
+
+    level, state = logging.getLogger("lightning.pytorch").level, torch.get_rng_state()
+    self_test.run(report=lambda result: None)
+    assert logging.getLogger("lightning.pytorch").level == level
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_python_m_is_the_same_command() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "lightning_same.doctor", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert ran.stdout.startswith("usage: lightning-same doctor")
+    assert "--full" in ran.stdout
+
+
+def test_without_the_repository_the_first_hour_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As from a wheel, which has no tests."""
+    monkeypatch.setattr(first_hour, "lightning_same", type(sys)("lightning_same"))
+    first_hour.lightning_same.__file__ = str(tmp_path / "site-packages" / "lightning_same" / "__init__.py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--full"])
+    assert ended.value.code == 2
+    assert "checkout of the repository" in capsys.readouterr().err
+    monkeypatch.chdir(ROOT)
+    assert first_hour.find() == ROOT
+
+
+def collected(*options: str) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/gpu",
+        "--numprocesses=0",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *options,
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240).stdout
+
+
+def test_the_first_hour_is_complete() -> None:
+    listed = collected("--collect-only", "-m", "gpu or multi_gpu")
+    for file in ("replay", "waits", "precision", "compile", "cost", "curvature", "ddp", "fsdp2", "errors"):
+        assert f"tests/gpu/test_{file}.py::" in listed
+    assert "deselected" not in listed, "each test there is marked"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would run")
+def test_without_gpus_it_says_what_it_has_skipped() -> None:
+    outcome = first_hour.run(ROOT)
+    assert len(outcome.results) > 200
+    assert {result.outcome for result in outcome.results} == {"skipped"}
+    assert f"none of these {len(outcome.results)} tests was run" in page.first_hour(outcome)
+
+
+def test_results_are_read_with_what_was_recorded(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite><testcase classname="tests.gpu.test_cost" name="test_a[x|y]" time="1.5"><properties>'
+        '<property name="launches" value="12 (plain 5)"/></properties></testcase>'
+        '<testcase classname="tests.gpu.test_cost" name="test_b" time="0.5"><failure message="assert 1 == 2&#10; no">'
+        "trace</failure></testcase><testcase classname='tests.gpu.test_ddp' name='test_c' time='0'>"
+        '<skipped message="needs 2 GPUs">x</skipped></testcase></testsuite></testsuites>'
+    )
+    results = first_hour.read(report)
+    assert results == [
+        Result("test_cost::test_a[x|y]", "passed", 1.5, "launches 12 (plain 5)"),
+        Result("test_cost::test_b", "failed", 0.5, "assert 1 == 2 no"),
+        Result("test_ddp::test_c", "skipped", 0.0, "needs 2 GPUs"),
+    ]
+    written = page.first_hour(FirstHour(results, 2.0))
+    assert "1 passed, 1 failed, 1 skipped, in 2 s" in written
+    assert written.index("test_b") < written.index("test_a[x\\|y]") < written.index("test_c")
+
+
+def test_what_is_not_supported_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_installed", lambda *modules: False)
+    found: dict[str, Any] = machine.supported()
+    assert found["lightning-same plot"] == 'no: pip install "lightning-same[plots]"'
+    assert all(value == "yes" or value.startswith("no: ") for value in found.values())
