@@ -19,7 +19,7 @@ def ieee_float32() -> Iterator[None]:
 
     TF32 rounds the factors to 11 bits, an error of about 1e-4 in a Hessian-vector product. cuDNN takes it for
     convolutions by default. torch has two ways to allow it, an older one whose reading raises an error once the newer
-    one has been used; what the user has set stays readable within, and is put back.
+    one has been used. What the user has set is put back.
     """
     with ExitStack() as stack:
         for put_back in _switch_off():

@@ -312,8 +312,7 @@ class TwoPassStep(Step):
         elif self._store.base:
             known = self._store.base
             base = [known[param] if param in known else torch.zeros_like(param) for param in params]
-            if self.module.device.type != "cpu":
-                check_apart(base, step_grads, type(self.module).__name__)
+            check_apart(base, step_grads, type(self.module).__name__)
             self._show(TwoGradients(params, base, step_grads, loss_scale(self.trainer, self.module.device)))
             self.rule.combine_(base, step_grads, self._progress, memory)
         self._drop_unless_finite([*base, *step_grads], params)

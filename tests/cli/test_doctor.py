@@ -149,7 +149,7 @@ def test_results_are_read_with_what_was_recorded(tmp_path: Path) -> None:
     ]
     written = page.first_hour(FirstHour(results, 2.0))
     assert "1 passed, 1 failed, 1 skipped, in 2 s" in written
-    assert written.index("test_b") < written.index("test_a[x\\|y]") < written.index("test_c")
+    assert written.index("test_b") < written.index("test_a[x\\|y]") < written.index("test_ddp")
 
 
 def test_what_is_not_supported_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

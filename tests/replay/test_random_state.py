@@ -203,6 +203,9 @@ class PretendedCuda:
         self._refill = True
         self._buffer = (0, 0)
 
+    def is_available(self) -> bool:
+        return False
+
     def get_rng_state(self, device: torch.device) -> torch.Tensor:
         return torch.tensor(self.given[str(device)])
 
