@@ -75,7 +75,8 @@ def listed(folder: Path) -> dict[str, float]:
         "model": {"class_path": "lightning_same.experiments.ImageClassifier", "init_args": {"num_classes": 10}},
         "data": {"class_path": "lightning_same.experiments.DigitsData", "init_args": {"fake": True}},
     }
-    base["model"]["init_args"]["model"] = {"class_path": "lightning_same.experiments.SmallCNN"}
+    network = {"class_path": "lightning_same.experiments.SmallCNN", "init_args": {"num_classes": 10}}
+    base["model"]["init_args"]["model"] = network
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
     study = {"base": "base.yaml", "seeds": 100, "reference": "SAM"}
     study["methods"] = {"SAM": {"sam": {"class_path": "SAM"}}, "SAME": {"sam": {"class_path": "SAME"}}}

@@ -151,7 +151,8 @@ def load(cli: SharpnessCLI, path: str) -> None:
     except Exception as error:  # Whatever a file that is none makes the unpickler do.
         cli.parser.error(f"--ckpt_path: {path} is no checkpoint file: {type(error).__name__}: {error}", error)
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
-    if not (weights and all(isinstance(value, torch.Tensor) for value in weights.values())):
+    tensors = weights.values() if isinstance(weights, dict) else ()
+    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors):
         cli.parser.error(f"--ckpt_path: {path} holds no weights under `state_dict`, nor is it a state_dict itself.")
     if weights is not checkpoint:
         cli.model.on_load_checkpoint(checkpoint)

@@ -158,6 +158,7 @@ def test_a_bare_state_dict_is_a_file_of_weights_too(capsys: pytest.CaptureFixtur
     [
         (b"", [], "text.ckpt is no checkpoint file"),
         ({"weights": 1}, [], "text.ckpt holds no weights under `state_dict`"),
+        ({"state_dict": "text"}, [], "text.ckpt holds no weights under `state_dict`"),
         ({}, ["--output=/proc/no/where"], "--output: /proc/no/where cannot be written"),
     ],
 )

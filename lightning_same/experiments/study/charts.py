@@ -132,9 +132,9 @@ class Charts:
         return [Chart("clean-against-memorised", "True against wrong labels", caption, METHODS, spec)]
 
     def _frontier(self, points: pd.DataFrame) -> list[Chart]:
-        if not len(points):
-            return []
         x = "memorised" if "memorised" in points else "training"
+        if x not in points:  # no module needs to log it
+            return []
         series = []
         for method, rows in points.groupby("method", sort=False):
             path = rows.sort_values("rho")

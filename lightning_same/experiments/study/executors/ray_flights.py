@@ -61,6 +61,7 @@ class Flights:
         self.left = deque(map(_Flight, runs))
         self.going: dict[Any, _Flight] = {}
         self.nodes = Nodes()
+        self.asked: Any = None
         here = on_node(ray.get_runtime_context().get_node_id(), soft=True)
         self.news = ray.remote(num_cpus=0, max_restarts=-1)(_News).options(scheduling_strategy=here).remote()
 
@@ -99,11 +100,15 @@ class Flights:
             yield self._ended(reference, self.going.pop(reference))
 
     def _told(self) -> Iterator[Event]:
-        """What runs that go on have told."""
+        """What runs that go on have told. An answer that takes longer, as the first one may, is taken the next time."""
         ray = the_ray()
-        news = []
+        self.asked = self.asked or self.news.take.remote()
+        answered, _ = ray.wait([self.asked], timeout=1)
+        if not answered:
+            return
+        self.asked, news = None, []
         with contextlib.suppress(ray.exceptions.RayError):  # its process has died, and is started again
-            news = ray.get(self.news.take.remote(), timeout=10)
+            news = ray.get(answered[0])
         flights = {(flight.run.name, flight.lost): flight for flight in self.going.values()}
         for name, lost, kind, value in news:
             flight = flights.get((name, lost))
