@@ -1,25 +1,78 @@
-"""Every notebook runs from its first cell to its last, in a kernel of its own."""
+"""Every notebook runs from its first cell to its last, in a kernel of its own and away from the checkout."""
+
+import importlib.util
+import re
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from support.paths import ROOT
+from support.paths import DOCS, ROOT
 
-NOTEBOOKS = ROOT / "notebooks"
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+COLAB = "https://colab.research.google.com/github/lightning-same/lightning-same/blob/main/notebooks"
 
 
-@pytest.mark.parametrize("name", ["anatomy_of_a_gradient", "label_noise_study", "quick_start"])
-def test_a_notebook_runs(name: str) -> None:
-    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+IN_A_CLONE = {"label_noise_study"}
+"""What reads the studies' files, and so runs where it is."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def ran(name: str, folder: Path) -> nbformat.NotebookNode:
+    notebook = read(name)
     NotebookClient(
-        notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
+        notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     ).execute()
-    pictures = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-    ]
-    assert pictures, "a notebook without a picture has drawn nothing"
+    return notebook
 
 
-def test_there_are_no_other_notebooks() -> None:
-    names = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-    assert names == ["anatomy_of_a_gradient", "label_noise_study", "quick_start"]
+def pictures(notebook: nbformat.NotebookNode) -> int:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def printed(notebook: nbformat.NotebookNode) -> str:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != "loggers"])
+def test_a_notebook_runs(name: str, folder: Path) -> None:
+    where = ROOT / "notebooks" if name in IN_A_CLONE else folder
+    assert pictures(ran(name, where)), "a notebook without a picture has drawn nothing"
+
+
+def test_every_logger_that_is_installed_gets_the_same_keys(folder: Path) -> None:
+    notebook = ran("loggers", folder)
+    assert pictures(notebook)
+    text = printed(notebook)
+    (names,) = re.findall(r"^logging to (.*)$", text, re.MULTILINE)
+    counts = dict(re.findall(r"^(\S+) +(\d+) keys, such as ckpt_fraction/ckpt1", text, re.MULTILINE))
+    assert list(counts) == names.split()
+    assert len(set(counts.values())) == 1, counts
+    packages = {"TensorBoard": "tensorboard", "MLflow": "mlflow", "W&B": "wandb"}
+    missing = [package for package in packages.values() if importlib.util.find_spec(package) is None]
+    assert len(counts) == 1 + len(packages) - len(missing)
+    if missing:
+        pytest.skip(f"not installed, so not tried: {', '.join(missing)}")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_opens_in_colab_and_shows_its_outputs(name: str) -> None:
+    notebook = read(name)
+    if name not in IN_A_CLONE:
+        assert f"({COLAB}/{name}.ipynb)" in notebook.cells[0].source
+        assert "%pip install" in notebook.cells[1].source
+    assert pictures(notebook), "the outputs were not saved"
+    assert f"notebooks/{name}.ipynb)" in (DOCS / "notebooks.md").read_text()

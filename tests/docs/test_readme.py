@@ -1,97 +1,70 @@
-"""The README's code runs as it stands."""
+"""The README: what continuous integration runs of it is there, its options work, and its links hold on PyPI."""
 
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from support.pages import blocks
 from support.paths import ROOT
 
 README = ROOT / "README.md"
 
 
-BLOCKS: list[tuple[str, str, str]] = re.findall(
-    r"(?:<!-- ([^>]+) -->\n)?```(\w+)\n(.*?)```", README.read_text(), re.DOTALL
-)
+def test_the_marked_commands_are_there() -> None:
+    marks = [block.mark for block in blocks(README) if block.mark]
+    assert marks == ["quickstart-command", "test-command", "file: net.py"]
 
 
-FILES = {mark.removeprefix("file: "): code for mark, _, code in BLOCKS if mark.startswith("file: ")}
-
-
-SCRIPTS = [code for mark, language, code in BLOCKS if language == "python" and not mark]
-
-
-COMMANDS = [code for mark, language, code in BLOCKS if language == "bash" and not mark]
-
-
-CONFIGS = [code for _, language, code in BLOCKS if language == "yaml"]
-
-
-@pytest.fixture(autouse=True)
-def _as_a_new_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_options_in_the_text_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, code in FILES.items():
-        Path(name).write_text(code)
-
-
-def test_the_readme_has_all_that_is_run_here() -> None:
-    assert list(FILES) == ["net.py"]
-    assert (len(SCRIPTS), len(COMMANDS), len(CONFIGS)) == (5, 1, 1)
-    assert {mark for mark, *_ in BLOCKS if "command" in mark} == {"quickstart-command", "test-command"}
-
-
-@pytest.mark.parametrize("code", SCRIPTS, ids=["mixin", "by hand", "diagnostics only", "plain torch", "options"])
-def test_scripts_run(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    if "callback_metrics" in code:
-        assert "'ckpt_fraction/ckpt1': 0." in done.stdout
-
-
-def test_the_command_and_the_config_run() -> None:
-    Path("config.yaml").write_text(CONFIGS[0])
-    _, *args = shlex.split(COMMANDS[0])
-    for command in (
-        args,
-        ["fit", "--config", "config.yaml", "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir=."],
-    ):
-        done = subprocess.run([sys.executable, "-m", "lightning_same", *command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-
-def test_the_options_in_the_text_run() -> None:
     options = re.findall(r"`(--[^` ]+[ =][^`]+)`", README.read_text())
-    quickstart = [option for option in options if option.startswith(("--sam", "--trainer.logger"))]
-    assert quickstart[:2] == ["--sam SAM", "--sam null"]
-    others = [option for option in options if option not in quickstart]
-    _, *command = shlex.split(COMMANDS[0])
+    assert options[:2] == ["--sam SAM", "--sam null"]
+    words = [word for option in options[2:] for word in shlex.split(option)]
     digits = ["fit", "--config", str(ROOT / "configs" / "digits.yaml"), "--trainer.max_epochs", "1"]
-    for args, chosen, saved in (
-        (digits, quickstart[2:], ("TensorBoardLogger", "ckpt: 3")),
-        (command, others, ("CheckpointFractionMonitor", "every_n_steps: 5", "ascent: local")),
-    ):
-        words = [word for option in chosen for word in shlex.split(option)]
-        done = subprocess.run([sys.executable, "-m", "lightning_same", *args, *words], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        (config,) = Path().rglob("config.yaml")
-        assert all(word in config.read_text() for word in saved), config.read_text()
-        config.unlink()
+    done = subprocess.run([sys.executable, "-m", "lightning_same", *digits, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (config,) = Path().rglob("config.yaml")
+    assert all(word in config.read_text() for word in ("CSVLogger", "ckpt: 3"))
 
 
-def test_the_table_of_rules_is_complete_and_true() -> None:
-    import lightning_same
-    from lightning_same import Rule
-
-    rows = re.findall(r"^\| `((\w+)\(.*?\))` \|", README.read_text(), re.MULTILINE)
-    rules = {
-        name
-        for name in lightning_same.__all__
-        if isinstance(kind := getattr(lightning_same, name), type) and issubclass(kind, Rule)
+def test_links_are_absolute_and_lead_to_what_is_here() -> None:
+    """PyPI shows the page without the files beside it."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        urls = tomllib.load(file)["project"]["urls"]
+    links = re.findall(r"\]\(([^)\s]+)\)", README.read_text())
+    assert len(links) > 10
+    places = {
+        urls["Documentation"]: "docs",
+        urls["Source"] + "/blob/main/": "",
+        urls["Source"].replace("github.com", "raw.githubusercontent.com") + "/main/": "",
     }
-    assert {name for _, name in rows} == rules - {"Rule"}
-    for call, name in rows:
-        rule = getattr(lightning_same, name)()
-        for argument, value in re.findall(r"(\w+)=([\d.]+)", call):
-            assert getattr(rule, argument) == float(value)
+    ours = [(link, place, folder) for link in links for place, folder in places.items() if link.startswith(place)]
+    others = set(links) - {link for link, *_ in ours}
+    assert len(ours) > 8
+    assert all(link.startswith(("https://arxiv.org/", "https://lightning.ai/")) for link in others), others
+    for link, place, folder in ours:
+        rest = link.removeprefix(place).partition("#")[0]
+        if folder:
+            target = ROOT / folder / f"{rest.rstrip('/') or 'index'}.md"
+            assert target.exists(), link
+        else:
+            assert (ROOT / rest).exists(), link
+
+
+def test_the_supported_versions_are_those_of_the_metadata() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    lower = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(project["dependencies"]), re.MULTILINE))
+    lower["python"] = project["requires-python"].removeprefix(">=")
+    newest = dict(re.findall(r"^(\w+)==(\d+\.\d+)", (ROOT / ".ci" / "constraints.txt").read_text(), re.MULTILINE))
+    newest["python"] = "3.11"  # Others are admitted, and have not been run.
+    for page in (README, ROOT / "docs" / "index.md"):
+        rows = re.findall(r"^\| (Python|PyTorch|Lightning) \| ([\d.]+) \| ([\d.]+) \|", page.read_text(), re.MULTILINE)
+        assert [name for name, *_ in rows] == ["Python", "PyTorch", "Lightning"]
+        for name, oldest, tested in rows:
+            key = "torch" if name == "PyTorch" else name.lower()
+            assert (oldest, tested) == (lower[key], newest[key]), f"{page.name}: {name}"
