@@ -233,7 +233,9 @@ class SharpnessMonitor(Monitor):
             hessian = Hessian(**loss, dtype=self.dtype)
             rule, radii = ascent(trainer, module, self.rho)
             seed = self.measures.seed + trainer.global_step if self.track else None
-            row, vector, doubts = self.measures.of(hessian, rule, radii, self._vector, seed)
+            # Parameters may have been unfrozen since.
+            start = self._vector if self._vector is not None and len(self._vector) == hessian.size else None
+            row, vector, doubts = self.measures.of(hessian, rule, radii, start, seed)
         self._vector = vector if self.track else None
         for doubt in doubts:
             rank_zero_warn(

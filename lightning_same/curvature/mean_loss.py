@@ -1,5 +1,6 @@
 """A mean loss over batches and processes: its value and its gradient at the weights, or beside them."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -182,8 +183,10 @@ class MeanLoss:
                 put_back()
             with twice_differentiable(self.device), evaluated(self._module):
                 yield
-        except CheckpointError as error:
-            if not self._copies:
+        except RuntimeError as error:
+            # Recomputed in another dtype than its input, a layer refuses, or the checkpoint tells afterwards.
+            recomputed = isinstance(error, CheckpointError) or re.search(r"dtype|type \(", str(error))
+            if isinstance(error, Float64Error) or not (self._copies and recomputed):
                 raise
             raise Float64Error(
                 "Hessian: activation checkpointing recomputes its forward in the model's own dtype. Switch it off while"

@@ -160,6 +160,16 @@ def test_tracking_agrees_and_takes_fewer_products() -> None:
     assert sum(saved) >= len(saved) / 2
 
 
+def test_tracking_begins_anew_where_parameters_were_unfrozen() -> None:
+    class Unfrozen(Plain):
+        def on_train_epoch_start(self) -> None:
+            self.layers[0].requires_grad_(self.current_epoch > 0)
+
+    cold, warm = (measured(build(Unfrozen), SharpnessMonitor(every_n_epochs=1, track=track)) for track in (False, True))
+    assert [row[TOP] for row in warm.values()] == pytest.approx([row[TOP] for row in cold.values()], rel=1e-3)
+    assert len(cold) > 1
+
+
 @pytest.mark.parametrize("track", [False, True])
 def test_a_search_that_is_led_by_the_last_one_starts_at_another_random_vector(
     track: bool, monkeypatch: pytest.MonkeyPatch

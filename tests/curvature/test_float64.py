@@ -1,6 +1,7 @@
 """A model in float32 measured in float64: as its copy by ``.double()``, and the model is none the wiser."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from lightning_same import Hessian, top_eigenvalue
+from lightning_same import Hessian, gradient_curvature, top_eigenvalue
+from lightning_same.curvature.float64 import Float64Error
 
 
 class Attention(nn.Module):
@@ -221,6 +223,20 @@ def test_checkpointing_is_refused_with_the_way_out() -> None:
     with pytest.raises(RuntimeError, match=r"activation checkpointing .*Switch it off"):
         top_eigenvalue(loss_fn, net, dtype="float64")
     assert top_eigenvalue(loss_fn, net, dtype="auto").converged  # which does without
+
+
+def test_a_checkpointed_layer_that_refuses_its_recomputation_is_one_that_float64_lacks() -> None:
+    """Beside weights that are used outside of it, whose gradient is had before."""
+    first, last = nn.Linear(3, 4), nn.Linear(4, 1)
+    x = torch.randn(5, 3)
+
+    def loss_fn() -> Tensor:
+        return last(checkpoint(lambda z: torch.tanh(first(z)), x, use_reentrant=False)).square().mean()
+
+    params = [*first.parameters(), *last.parameters()]
+    with pytest.raises(Float64Error, match=r"activation checkpointing .*Switch it off"):
+        Hessian(loss_fn, params, dtype="float64").gradient()
+    assert math.isnan(gradient_curvature(loss_fn, params).rounding)
 
 
 def test_dropout_draws_the_same_numbers_in_every_product() -> None:
