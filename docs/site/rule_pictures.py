@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_same import Dose, Elementwise, Memory, Perturbed, Progress, RandomMask, Rule
 from lightning_same.plots.palette import CKPTS
 
-THEMES = {"light": ("#1b1b1f", "#8a8a94", "RdBu_r"), "dark": ("#e6e6ea", "#8a8a94", "RdBu_r")}
+THEMES = {"light": ("#1c1c1c", "#8c8c8c", "RdBu_r"), "dark": ("#e8e8e8", "#8c8c8c", "RdBu_r")}
 """Colors of text and of lines in the background, and the map of values, by theme."""
 
 WEIGHTS = (1.0, 0.4)
@@ -91,13 +91,13 @@ def draw_plane(axes: Axes, rule: Rule, colors: str, text: str) -> None:
     image = axes.imshow(d.numpy(), origin="lower", extent=(-1, 1, -1, 1), cmap=colors, vmin=-limit, vmax=limit)
     axes.figure.colorbar(image, ax=axes, label="d", shrink=0.85)
     for slope in (1, -1):
-        axes.plot([-1, 1], [-slope, slope], color="#1b1b1f", linewidth=0.7, linestyle=(0, (3, 2)))
-    axes.axhline(0, color="#1b1b1f", linewidth=0.7)
-    axes.axvline(0, color="#1b1b1f", linewidth=0.7)
+        axes.plot([-1, 1], [-slope, slope], color="#1c1c1c", linewidth=0.7, linestyle=(0, (3, 2)))
+    axes.axhline(0, color="#1c1c1c", linewidth=0.7)
+    axes.axvline(0, color="#1c1c1c", linewidth=0.7)
     for k, (x, y) in SPOTS.items():
         for sign in (1, -1):
             box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-            axes.text(sign * x, sign * y, str(k), ha="center", va="center", fontsize=8, color="#1b1b1f", bbox=box)
+            axes.text(sign * x, sign * y, str(k), ha="center", va="center", fontsize=8, color="#1c1c1c", bbox=box)
     axes.set(xlabel="g", ylabel="s", title="d over g and s", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
 
 

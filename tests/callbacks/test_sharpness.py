@@ -182,7 +182,7 @@ def test_a_search_that_is_led_by_the_last_one_starts_at_another_random_vector(
         starts.append(start)
         return extreme_eigenvalues(hessian, tolerance, both, most, seed, start, confident)
 
-    monkeypatch.setattr("lightning_same.callbacks.sharpness.extreme_eigenvalues", watched)
+    monkeypatch.setattr("lightning_same.callbacks.sharpness_measures.extreme_eigenvalues", watched)
     measured(build(Plain), SharpnessMonitor(every_n_steps=3, seed=7, track=track), max_epochs=1)
     assert len(set(seeds)) == (len(seeds) if track else 1)
     assert [start is None for start in starts] == [True, not track]
