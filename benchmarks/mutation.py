@@ -335,11 +335,11 @@ def run(package: str, number: int, seed: int, slowness: float) -> None:
     known = results.get(package, {}).get("faults", {})
     states = {fault.name: fault.state() for fault in faults}
     left = [fault for fault in faults if known.get(fault.name, {}).get("state") != states[fault.name]]
-    left.sort(key=lambda fault: fault.name in known)  # Those that were never tried come first.
-    print(
-        f"{package}: {len(faults)} faults of {total or len(faults)}, {len(faults) - len(left)} of them known",
-        flush=True,
-    )
+    left.sort(
+        key=lambda fault: known.get(fault.name, {}).get("outcome") == "found"
+    )  # What was found before comes last.
+    total = total or len(faults)
+    print(f"{package}: {len(faults)} faults of {total}, {len(faults) - len(left)} of them known", flush=True)
     kept = {fault.name: known[fault.name] for fault in faults if fault.name in known}
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))
@@ -386,7 +386,7 @@ def report() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", nargs="*", choices=[*PACKAGES, "planted"], metavar="PACKAGE", default=[])
+    parser.add_argument("package", nargs="*", metavar="PACKAGE", help=", ".join([*PACKAGES, "planted"]))
     parser.add_argument("--sample", type=int, default=30, help="faults of each package")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--slowness", type=float, default=3, help="times as long as without a fault, before a time-out")
@@ -395,6 +395,8 @@ def main() -> None:
     if arguments.report:
         report()
         return
+    if unknown := set(arguments.package) - {*PACKAGES, "planted"}:
+        parser.error(f"PACKAGE must be among {', '.join([*PACKAGES, 'planted'])}, got {', '.join(sorted(unknown))}")
     preload()
     for package in arguments.package:
         run(package, arguments.sample, arguments.seed, arguments.slowness)

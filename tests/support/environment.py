@@ -2,6 +2,7 @@
 
 import logging
 
+import lightning.pytorch  # noqa: F401
 import torch
 from hypothesis import settings
 
@@ -14,3 +15,7 @@ settings.load_profile("untimed")
 
 for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
+
+# Where nobody listens to the root logger yet, Lightning keeps its messages from it, and so from `caplog`.
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).propagate = True

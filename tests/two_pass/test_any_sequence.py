@@ -11,6 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.stepwise import BATCHES, RULES, Model, Session, StoppedError, group_of, session_of, tensors
 
 NAMES = st.sampled_from(list(RULES))
+SAME_OR_OTHER = st.none() | NAMES
+"""Of the rule with which training goes on; None for the same."""
 
 
 class AnySequence(RuleBasedStateMachine):
@@ -67,15 +69,15 @@ class AnySequence(RuleBasedStateMachine):
         self.saved = self.model.saved()
 
     @precondition(lambda self: self.saved is not None)
-    @rule(sam=NAMES)
-    def stop_and_resume(self, sam: str) -> None:
+    @rule(sam=SAME_OR_OTHER)
+    def stop_and_resume(self, sam: str | None) -> None:
         self.session.stop()
         assert isinstance(self.session.error, StoppedError)
         self.resume(sam)
 
     @precondition(lambda self: self.saved is not None)
-    @rule(number=st.integers(0, len(BATCHES) - 1), in_pass=st.sampled_from([1, 2]), sam=NAMES)
-    def fail_and_resume(self, number: int, in_pass: int, sam: str) -> None:
+    @rule(number=st.integers(0, len(BATCHES) - 1), in_pass=st.sampled_from([1, 2]), sam=SAME_OR_OTHER)
+    def fail_and_resume(self, number: int, in_pass: int, sam: str | None) -> None:
         """With the weights at w, whatever they were when it failed."""
         self.session.module.fault.in_pass = in_pass
         self.session.send(tensors(number))
@@ -88,11 +90,11 @@ class AnySequence(RuleBasedStateMachine):
         self.session.stop()
         self.resume(sam)
 
-    def resume(self, sam: str) -> None:
+    def resume(self, sam: str | None) -> None:
         assert self.saved is not None
         self.model.load(self.saved)
-        self.sam = sam
-        self.session = session_of(self.model, sam, self.file)
+        self.sam = sam or self.sam
+        self.session = session_of(self.model, self.sam, self.file)
 
     @invariant()
     def agrees(self) -> None:
