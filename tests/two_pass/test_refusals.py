@@ -231,7 +231,7 @@ def test_a_sam_of_the_users_own_is_refused_and_kept(rule: Any) -> None:
     with pytest.raises(TypeError, match=r"Segmenter uses the name `sam` for a Linear"):
         with_sam(module, rule)
     assert isinstance(module.sam, nn.Linear)
-    with pytest.raises(TypeError, match=r"has a `sam` of its own"):
+    with pytest.raises(TypeError, match=r"Segmenter uses the name `sam` for a Linear"):
         fit(with_sam(Segmenter, rule)())
 
 
