@@ -42,15 +42,15 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
         parser.error("`report` needs the results directory: lightning-same study report DIR")
     if options.command is None and options.config is None:
         parser.error("give the study: --config digits, --config FILE.yaml or `report DIR`")
+    if options.jobs is not None and not 1 <= options.jobs <= MAX_JOBS:
+        bound = "at least 1" if options.jobs < 1 else f"at most {MAX_JOBS}"
+        parser.error(f"--jobs must be {bound}, got {options.jobs}")
+    _check_ray(parser, options)
     if options.config is not None:
         shipped = found(options.config, "study")
         if shipped is None and not Path(options.config).exists():
             parser.error(missing(options.config, "study"))
         options.config = str(shipped or options.config)
-    if options.jobs is not None and not 1 <= options.jobs <= MAX_JOBS:
-        bound = "at least 1" if options.jobs < 1 else f"at most {MAX_JOBS}"
-        parser.error(f"--jobs must be {bound}, got {options.jobs}")
-    _check_ray(parser, options)
     return options
 
 
