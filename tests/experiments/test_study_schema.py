@@ -121,12 +121,13 @@ def odd_files(folder: Path) -> dict[str, tuple[Path, str]]:
 def test_files_that_are_none(kind: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, message = odd_files(tmp_path / "odd")[kind]
     config = write_study(tmp_path, base=str(path)) if place == "base" else str(path)
-    assert message in refused(capsys, "--config", config, "--results", str(tmp_path / "results"))
+    said = refused(capsys, "--config", config, "--results", str(tmp_path / "results"))
+    assert message in said or (place == "study" and f"there is no file {path}" in said)
 
 
 def test_a_byte_that_is_no_text_in_a_files_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "--config", os.fsdecode(os.fsencode(tmp_path) + b"/\xff.yaml"))
-    assert "cannot be read: No such file or directory" in said
+    assert "there is no file" in said
 
 
 LONG = "x" * 260
@@ -239,7 +240,7 @@ def test_what_fit_would_refuse_is_refused_before_it_by_a_dry_run_too(
     said = refused(capsys, "--config", config, "--results", str(tmp_path / "results"), "--dry-run")
     assert message in said
     if "must be a mapping" not in said:
-        assert "study.yaml:" in said
+        assert "study.yaml:" in said or said.removeprefix("error: ").startswith("Every method: ")
         assert "Method 'SAM'" in said
 
 
