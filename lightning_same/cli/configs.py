@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import shutil
 import sys
@@ -46,7 +47,7 @@ def found(given: str, kind: Kind) -> Path | None:
     A file of the user's own goes first, also where it has the name of a configuration.
     """
     name = given.removeprefix(f"{STUDIES}/") if kind == "study" else given
-    if Path(given).is_file() or name not in names(kind):
+    if os.path.isfile(given) or name not in names(kind):
         return None
     return (folder() / STUDIES if kind == "study" else folder()) / f"{name}.yaml"
 
@@ -56,7 +57,7 @@ def missing(given: str, kind: Kind) -> str:
     close = difflib.get_close_matches(given.removeprefix(f"{STUDIES}/"), names(kind), n=1)
     meant = f" Did you mean {close[0]}?" if close else ""
     return (
-        f"--config: there is no file {given}, and no configuration of that name comes with the package.{meant}"
+        f"--config: there is no file {ascii(given)[1:-1]}, and no configuration of that name comes with the package.{meant}"
         " `lightning-same configs` lists those that do."
     )
 

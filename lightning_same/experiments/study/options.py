@@ -1,6 +1,7 @@
 """The options of ``lightning-same study``. Nothing is loaded here that would keep ``--help`` waiting."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
     _check_ray(parser, options)
     if options.config is not None:
         shipped = found(options.config, "study")
-        if shipped is None and not Path(options.config).exists():
+        if shipped is None and not os.path.exists(options.config):
             parser.error(missing(options.config, "study"))
         options.config = str(shipped or options.config)
     return options
