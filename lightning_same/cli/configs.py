@@ -57,8 +57,8 @@ def missing(given: str, kind: Kind) -> str:
     close = difflib.get_close_matches(given.removeprefix(f"{STUDIES}/"), names(kind), n=1)
     meant = f" Did you mean {close[0]}?" if close else ""
     return (
-        f"--config: there is no file {ascii(given)[1:-1]}, and no configuration of that name comes with the package.{meant}"
-        " `lightning-same configs` lists those that do."
+        f"--config: there is no file {ascii(given)[1:-1]}, and no configuration of that name comes with the"
+        f" package.{meant} `lightning-same configs` lists those that do."
     )
 
 

@@ -3,7 +3,6 @@
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from lightning_same.cli.configs import found, missing
 from lightning_same.cli.parser import Parser
