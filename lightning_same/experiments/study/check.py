@@ -56,7 +56,9 @@ def check_built(runs: Sequence[Run], lines: Mapping[str, str] | None = None) -> 
         try:
             cli = _built(run)
         except StudyError as error:
-            raise StudyError(f"{'Every method' if _of_all(run, runs, error) else who}: {error}") from error
+            if _of_all(run, runs, error):
+                who = f"{at.rpartition(':')[0]}: Every method" if at else "Every method"
+            raise StudyError(f"{who}: {error}") from error
         if cli.datamodule is not None:
             data = data_of(run)
             if data not in checked:

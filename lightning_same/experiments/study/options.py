@@ -48,10 +48,21 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
     _check_ray(parser, options)
     if options.config is not None:
         shipped = found(options.config, "study")
-        if shipped is None and not os.path.exists(options.config):
+        if shipped is None and _is_nowhere(options.config):
             parser.error(missing(options.config, "study"))
         options.config = str(shipped or options.config)
     return options
+
+
+def _is_nowhere(path: str) -> bool:
+    """Whether there is nothing of that name. What is there and cannot be read, its reader tells."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _check_ray(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
