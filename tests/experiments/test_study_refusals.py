@@ -135,7 +135,7 @@ def test_arguments_that_make_no_sense_are_refused(
 def test_what_is_wrong_for_all_is_blamed_on_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_study(tmp_path, options={"data.init_args.noise_rate": 1.0})
     message = refused(capsys, "--config", config, "--dry-run")
-    assert message.startswith("lightning-same study: Every method: ")
+    assert message.startswith(f"lightning-same study: {config}: Every method: ")
     methods = {"SAM": {"sam": {"class_path": "SAM"}}, "X": {"sam": {"class_path": "SAMM"}}}
     config = write_study(tmp_path, methods=methods)
     assert "Method 'X': --sam: there is no rule 'SAMM'" in refused(capsys, "--config", config, "--dry-run")
