@@ -111,6 +111,7 @@ def test_the_config_that_a_fit_has_saved(capsys: pytest.CaptureFixture[str], mon
             *QUICK,
         ]
     )
+    capsys.readouterr()  # what the fit has said
     config, file = Path(first.trainer.log_dir) / "config.yaml", first.trainer.checkpoint_callback.best_model_path
     before = sorted(Path(first.trainer.log_dir).rglob("*"))
     found, out = numbers(
