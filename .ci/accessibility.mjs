@@ -31,7 +31,9 @@ let found = 0;
 for (const path of PAGES) {
   for (const scheme of ["light", "dark"]) {
     for (const width of [390, 1280]) {
-      const page = await chromium.newPage();
+      // The site remembers the scheme of the last visit, so each page has a visitor of its own.
+      const context = await chromium.createBrowserContext();
+      const page = await context.newPage();
       await page.emulateMediaFeatures([
         { name: "prefers-color-scheme", value: scheme },
         { name: "prefers-reduced-motion", value: "reduce" },
@@ -49,7 +51,7 @@ for (const path of PAGES) {
         console.log(`${where}: ${id} (${impact}), ${nodes.length} times: ${help}\n    ${nodes[0].html.slice(0, 200)}`);
         found++;
       }
-      await page.close();
+      await context.close();
     }
   }
 }
