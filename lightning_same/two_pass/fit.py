@@ -1,5 +1,6 @@
 """What the two passes keep for as long as a fit runs."""
 
+from itertools import zip_longest
 from typing import Any
 
 import lightning.pytorch as pl
@@ -62,9 +63,10 @@ class Fit:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Go on from what `state_dict` returned, and from nothing else: a search for a learning rate has stepped."""
         reshard(modules_of(self.module))
         params = dict(self.module.named_parameters())
-        for memory, saved in zip(self.memories, state.get("memories", []), strict=False):
-            memory.load_state_dict(saved, params)
+        empty: dict[str, Any] = {"numbers": {}, "tensors": {}}
+        for memory, saved in zip_longest(self.memories, state.get("memories", [])[: len(self.memories)]):
+            memory.load_state_dict(saved or empty, params)
         self.skipped_steps = state.get("skipped_steps", 0)

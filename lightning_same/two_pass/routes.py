@@ -85,6 +85,13 @@ class AutomaticRoute(Route):
         super().__init__(fit)
         self._window: list[MicroBatch] = []
         self._finished_batch = -1
+        self._has_stepped = True
+        # Not the Trainer's hooks: while it looks for a batch size, no callback hears of a batch.
+        self._step_hooks = [
+            optimizer.register_step_post_hook(self._stepped)
+            for optimizer in fit.trainer.optimizers
+            if isinstance(optimizer, Optimizer)
+        ]
         self._start: Mapping[str, str] | None = None
         self._losses: list[Tensor] = []
         self._pass_one = ExitStack()
@@ -100,7 +107,7 @@ class AutomaticRoute(Route):
         step = self.step
         if skips_backward(trainer):
             return self._own_training_step(*args)
-        if step.rule is not None and self._finished_batch == batches_seen(trainer):
+        if step.rule is not None and self._finished_batch == batches_seen(trainer) and not self._has_stepped:
             name, optimizer = type(self.fit.module).__name__, trainer.optimizers[0]
             raise RuntimeError(f"{name}: {type(optimizer).__name__} {EVALUATES_SEVERAL_TIMES}")
         if step.replays:
@@ -139,7 +146,10 @@ class AutomaticRoute(Route):
         step.end_micro_batch()
         if due:
             step.finish()
-            self._finished_batch = batches_seen(self.fit.trainer)
+            self._finished_batch, self._has_stepped = batches_seen(self.fit.trainer), False
+
+    def _stepped(self, *_: Any) -> None:
+        self._has_stepped = True
 
     @override
     def end_batch(self) -> None:
@@ -149,6 +159,8 @@ class AutomaticRoute(Route):
     @override
     def close(self) -> None:
         self._pass_one.close()
+        for hook in self._step_hooks:
+            hook.remove()
         if self.step is not None:
             self.step.cancel()
         restore_training_step(self.fit.trainer, self._own_training_step)
