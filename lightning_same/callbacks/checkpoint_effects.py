@@ -25,6 +25,7 @@ from lightning_same.gradients.effects import (
     noisy_shares,
     placebo_effects,
 )
+from lightning_same.gradients.grads import dense
 from lightning_same.gradients.random_masks import draws_of
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.undisturbed import undisturbed
@@ -258,7 +259,7 @@ def _own_gradient(
     grads = torch.autograd.grad(
         loss if scale is None else loss * scale, params, retain_graph=keep, allow_unused=True, materialize_grads=True
     )
-    return [grad if scale is None else grad / scale for grad in grads]
+    return [dense(grad if scale is None else grad / scale) for grad in grads]
 
 
 def _summed(trainer: pl.Trainer, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_same.callbacks.gradient_monitor import GradientMonitor, Parts, keyed, tallied
 from lightning_same.callbacks.noisy_samples import NoisyMask
 from lightning_same.callbacks.probe import LossFn
+from lightning_same.gradients.grads import dense
 from lightning_same.gradients.norms import norms_of, squared_shares, sums_of_squares
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.tensors import global_norm
@@ -108,7 +109,7 @@ class GradientNormMonitor(GradientMonitor):
         scale = scale_before_step(trainer, optimizer, pl_module.device)
         for part, indices in {"": range(len(params)), **self._parts(trainer, pl_module, params)}.items():
             some = [params[index] for index in indices]
-            steps = [param.grad for param in some if param.grad is not None]
+            steps = [dense(param.grad) for param in some if param.grad is not None]
             if steps or not part:
                 norm = global_norm(steps)
                 self._values[f"grad_norm{part}/step"] = norm if scale is None else norm / scale

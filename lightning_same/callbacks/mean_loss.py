@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_same.callbacks.probe import LossFn
+from lightning_same.curvature.differentiable import dense_embeddings
 from lightning_same.curvature.samples import leading_dimension
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.snapshot import Snapshot
@@ -62,7 +63,7 @@ def mean_loss(
             param.requires_grad_()
         return check_loss(value, source)
 
-    with undisturbed(trainer, module):
+    with undisturbed(trainer, module), dense_embeddings(module):
         take_buffers_of_rank_zero(trainer, module)
         # The modes are set by whoever measures.
         at_each_forward = Snapshot(module, weights, module.device, modes=False)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 
 from lightning_same.callbacks.noisy_samples import NoisyMask, Samples, clean_and_noisy
-from lightning_same.gradients.grads import set_grads
+from lightning_same.gradients.grads import dense, set_grads
 from lightning_same.gradients.graph import nodes
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.sharding import any_sharded
@@ -46,6 +46,7 @@ def check_probe(
     owner: str,
     parts: bool = False,
     curvature: bool = False,
+    real: bool = True,
 ) -> None:
     """Check that a module can be probed.
 
@@ -56,6 +57,7 @@ def check_probe(
         owner: who wants to probe.
         parts: whether batches are to be cut into parts.
         curvature: whether second derivatives are to be taken.
+        real: whether what is measured has no meaning for complex parameters.
 
     Raises:
         RuntimeError: names ``owner``, the cause and the way out.
@@ -82,6 +84,13 @@ def check_probe(
         raise RuntimeError(
             f"{owner}: {name}.training_step takes `dataloader_iter`, and an iterator cannot be replayed. Let it take"
             " `batch`."
+        )
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    stepped_later = [param for group in groups for param in group["params"]]
+    if real and any(param.is_complex() for param in [*stepped(trainer, module), *stepped_later]):
+        raise RuntimeError(
+            f"{owner}: {name} has complex parameters, which have no sign to split by and no real Hessian. Keep them as"
+            " real ones, by torch.view_as_real, or leave the callback out."
         )
     if parts and any(isinstance(each, nn.SyncBatchNorm) for each in module.modules()):
         raise RuntimeError(
@@ -185,13 +194,13 @@ def stepped(trainer: pl.Trainer, module: nn.Module) -> list[Tensor]:
 
 
 def derivatives(loss: Tensor, params: Sequence[Tensor], module: nn.Module) -> Sequence[Tensor | None]:
-    """The gradient of a loss, which leaves ``.grad`` as it is; of sharded parameters the mean over the processes."""
+    """The gradient of a loss, dense, which leaves ``.grad`` as it is; of sharded parameters the processes' mean."""
     sharded = any_sharded(params)
     if not (sharded or _recomputes(loss)):
         # Not `.backward`, which would fill `.grad` and drive DDP's reducer. A training step may have frozen some.
         reached = [param for param in params if param.requires_grad]
         grads = dict(zip(reached, torch.autograd.grad(loss, reached, allow_unused=True), strict=True))
-        return [grads.get(param) for param in params]
+        return [_dense(grads.get(param)) for param in params]
     # FSDP2 spreads gradients over the processes where `.backward` leaves them, and nowhere else; and so do the
     # checkpoints that call `.backward` in their own. DDP's reducer listens only after a forward of its wrapper.
     leaves = dict.fromkeys([*module.parameters(), *params])
@@ -200,9 +209,13 @@ def derivatives(loss: Tensor, params: Sequence[Tensor], module: nn.Module) -> Se
     try:
         with nullcontext() if sharded else _without_hooks(leaves):
             loss.backward()  # type: ignore[no-untyped-call]
-        return [param.grad for param in params]
+        return [_dense(param.grad) for param in params]
     finally:
         set_grads(kept)
+
+
+def _dense(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else dense(grad)
 
 
 def _recomputes(loss: Tensor) -> bool:

@@ -53,7 +53,7 @@ class ReplayCheck(Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.report = None
-        check_probe(pl_module, trainer, self.loss_fn, "ReplayCheck")
+        check_probe(pl_module, trainer, self.loss_fn, "ReplayCheck", real=False)
 
     @override
     def on_train_batch_start(

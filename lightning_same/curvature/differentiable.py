@@ -1,6 +1,6 @@
 """What has a second derivative: how to run a forward so that it has one, and losses that have none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -60,6 +60,33 @@ def evaluated(module: nn.Module | None) -> Iterator[None]:
     finally:
         for submodule, mode in zip(modules, modes, strict=True):
             submodule.training = mode
+
+
+@contextmanager
+def dense_embeddings(module: nn.Module | None) -> Iterator[None]:
+    """Embedding layers without sparse gradients, which have no second derivative. The values are the same."""
+    modules = [] if module is None else list(module.modules())
+    sparse = [layer for layer in modules if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse]
+    try:
+        for layer in sparse:
+            layer.sparse = False
+        yield
+    finally:
+        for layer in sparse:
+            layer.sparse = True
+
+
+def check_dense(grads: Iterable[Tensor]) -> None:
+    """Check that gradients can be derived once more.
+
+    Raises:
+        RuntimeError: if one is sparse.
+    """
+    if any(grad.layout != torch.strided for grad in grads):
+        raise RuntimeError(
+            "Hessian: a gradient is sparse, and has no second derivative. Make the embedding with sparse=False, or give"
+            " the module in place of its parameters: its embedding layers are dense then while curvature is measured."
+        )
 
 
 def custom_functions(loss: Tensor) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_same.curvature.differentiable import check_dense
 from lightning_same.curvature.mean_loss import MeanLoss, Precision
 
 
@@ -184,6 +185,7 @@ class Hessian(MeanLoss):
             return self._graph
         loss, leaves = self._forward(loss_fn)
         grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        check_dense(grads)
         graph = Graph(loss.detach(), leaves, grads)
         if len(self._losses) == 1:
             self._graph = graph

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from lightning_same.curvature.differentiable import custom_functions, evaluated, twice_differentiable
+from lightning_same.curvature.differentiable import (
+    check_dense,
+    custom_functions,
+    dense_embeddings,
+    evaluated,
+    twice_differentiable,
+)
 from lightning_same.curvature.float64 import Float64Error, in_float64
 from lightning_same.curvature.samples import sample_counts
 from lightning_same.curvature.vectors import scalar_dtype
@@ -97,6 +103,7 @@ class MeanLoss:
             for loss_fn, weight in zip(self._losses, self._weights, strict=True):
                 loss, leaves = self._forward(loss_fn)
                 grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+                check_dense(grads)
                 total.add_(self._flat([loss, *grads]), alpha=weight)
         return self._summed(total)
 
@@ -181,7 +188,7 @@ class MeanLoss:
         try:
             for put_back in self._same_numbers:
                 put_back()
-            with twice_differentiable(self.device), evaluated(self._module):
+            with twice_differentiable(self.device), evaluated(self._module), dense_embeddings(self._module):
                 yield
         except RuntimeError as error:
             # Recomputed in another dtype than its input, a layer refuses, or the checkpoint tells afterwards.

@@ -42,6 +42,11 @@ def grads_of(params: Iterable[Tensor]) -> list[Tensor]:
     return [param.grad for param in params if param.grad is not None]
 
 
+def dense(grad: Tensor) -> Tensor:
+    """A gradient as it is, or a sparse one, such as that of an embedding, with its zeros."""
+    return grad.to_dense() if grad.is_sparse else grad
+
+
 def fill_missing_grads(params: Iterable[Tensor]) -> None:
     """Set ``.grad`` to zeros where it is None.
 

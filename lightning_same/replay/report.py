@@ -36,8 +36,9 @@ class Outcome(NamedTuple):
             if (mine is None) != (theirs is None):
                 return float("inf")
             if mine is not None and theirs is not None:
-                difference += (mine.double() - theirs.double()).square().sum().item()
-                norm += mine.double().square().sum().item()
+                wide = torch.promote_types(mine.dtype, torch.float64)
+                difference += (mine.to(wide) - theirs.to(wide)).abs().square().sum().item()
+                norm += mine.to(wide).abs().square().sum().item()
         return 0.0 if difference == 0 else (difference / norm) ** 0.5 if norm else float("inf")
 
 

@@ -34,7 +34,9 @@ def found(module: pl.LightningModule, **options: Any) -> int | None:
     return Tuner(trainer(max_epochs=1)).scale_batch_size(module, init_val=2, **options)
 
 
-@pytest.mark.parametrize(("mode", "steps_per_trial", "limit"), [("power", 1, 1000), ("binsearch", 1, 7), ("power", 3, 7)])
+@pytest.mark.parametrize(
+    ("mode", "steps_per_trial", "limit"), [("power", 1, 1000), ("binsearch", 1, 7), ("power", 3, 7)]
+)
 def test_a_search_for_a_batch_size_finds_what_it_does_without_a_rule(
     mode: str, steps_per_trial: int, limit: int
 ) -> None:
