@@ -48,7 +48,7 @@ class CheckpointFractionMonitor(GradientMonitor):
             fraction. In checkpoints 2 and 4 the bins are of 1/abs(r). The edges are 1, 1.2, 1.5, 2, 4, 8, 16 and inf.
         noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs
             ``ckpt_fraction_clean/...`` and ``ckpt_fraction_noisy/...``, the split of the gradients of either kind of
-            sample alone, both at the w + e of the whole batch; see `lightning_same.probe.probe`. Costs four passes,
+            sample alone, both at the w + e of the whole batch; see `lightning_same.callbacks.probe.probe`. Costs four passes,
             which see as many samples as two of the batch, and on a module that trains by a rule two more, to find e.
         prog_bar: show the four shares in the progress bar too, as ``ckpt1`` to ``ckpt4``.
         rho: radius of the perturbation where the gradients are not those of the step.

@@ -54,7 +54,7 @@ class GradientNormMonitor(GradientMonitor):
             on, by the group's ``"name"``, or else ``pg1``, ``pg2`` and so on.
         noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs ``grad_norm_clean/...``,
             ``grad_norm_noisy/...``, ``grad_cosine_clean`` and ``grad_cosine_noisy``, of the mean gradients of either
-            kind of sample alone, both at the w + e of the whole batch; see `lightning_same.probe.probe`. Costs four
+            kind of sample alone, both at the w + e of the whole batch; see `lightning_same.callbacks.probe.probe`. Costs four
             passes, which see as many samples as two of the batch, and on a module that trains by a rule two more, to
             find e.
         prog_bar: show the norms of g, s and d in the progress bar too, as ``|g|``, ``|s|`` and ``|d|``.
