@@ -88,7 +88,12 @@ def _layer(model: str, norm: Norm, width: int, batch_norm: type[nn.Module]) -> C
         raise ValueError(f"{model}: `norm` must be one of {', '.join(get_args(Norm))}, got {norm!r}.")
     if norm == "group" and width % GROUP:
         raise ValueError(f"{model}: with `norm='group'` `width` must be a multiple of {GROUP}, got {width!r}.")
-    return {"batch": batch_norm, "group": _groups_of_channels, "none": None}[norm]
+    layers: dict[Norm, Callable[[int], nn.Module] | None] = {
+        "batch": batch_norm,
+        "group": _groups_of_channels,
+        "none": None,
+    }
+    return layers[norm]
 
 
 def _groups_of_channels(channels: int) -> nn.GroupNorm:
