@@ -10,6 +10,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import MLP, Conv2dNormActivation
 from typing_extensions import override
 
+from lightning_same.rules.settings import check_int
+
 GROUP = 4
 """Channels in a group of GroupNorm."""
 
@@ -30,13 +32,16 @@ class SmallCNN(nn.Module):
             ``"none"`` for none. Under BatchNorm a sample's loss depends on the others of its batch.
 
     Raises:
-        ValueError: if ``norm`` is none of the three, or ``width`` cannot be cut into groups.
+        ValueError: if ``norm`` is none of the three, a number is below 1, or ``width`` cannot be cut into groups.
     """
 
     def __init__(
         self, num_classes: int, in_channels: int = 1, width: int = 32, pool: int = 1, norm: Norm = "batch"
     ) -> None:
         super().__init__()
+        sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "pool": pool}
+        for name, size in sizes.items():
+            check_int(self, name, size, at_least=1)
         layer = _layer(type(self).__name__, norm, width, nn.BatchNorm2d)
         self.features = nn.Sequential(
             Conv2dNormActivation(in_channels, width, stride=2, norm_layer=layer),
