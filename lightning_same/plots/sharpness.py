@@ -7,6 +7,7 @@ from lightning_same.plots.comparison import Panels, Runs, by_name, compare, draw
 from lightning_same.plots.panels import finite
 
 TOP = "sharpness/top_eigenvalue"
+BOUND = "sharpness/upper_bound"
 THRESHOLD = "sharpness/two_over_lr"
 STABILITY = "edge of stability"
 STABLE = {
@@ -16,7 +17,9 @@ STABLE = {
     THRESHOLD: "2 / lr",
 }
 PANELS: Panels = {
-    "eigenvalues of the Hessian": labelled({TOP: "largest", "sharpness/bottom_eigenvalue": "smallest"}),
+    "eigenvalues of the Hessian": labelled(
+        {TOP: "largest", "sharpness/bottom_eigenvalue": "smallest", BOUND: "bound on the largest"}
+    ),
     STABILITY: labelled(STABLE),
     "alignment with the top eigenvector": labelled(
         {"sharpness/ascent_alignment": "of e", "sharpness/step_alignment": "of the step"}
@@ -32,6 +35,7 @@ PANELS: Panels = {
 }
 TITLES = {
     TOP: "largest eigenvalue",
+    BOUND: "bound on the largest eigenvalue, with 99% probability",
     "sharpness/bottom_eigenvalue": "smallest eigenvalue",
     "sharpness/gradient_curvature": "curvature along g, g'Hg / g'g",
     "sharpness/ascent_curvature": "curvature on the way to w + e",

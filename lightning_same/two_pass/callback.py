@@ -88,10 +88,7 @@ class TwoPassCallback(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        loaded = checkpoint.get("lightning_same", {})
-        if not isinstance(loaded, dict):
-            raise ValueError(f"The checkpoint file's entry `lightning_same` must be a dict, got {loaded!r:.100}.")
-        self._loaded = loaded
+        self._loaded = checkpoint.get("lightning_same", {})
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -127,6 +127,22 @@ def test_the_estimate_for_the_gradients_curvature_covers_its_error() -> None:
         assert bool(told) is (target <= 1e-6) or target == 1e-5
 
 
+def test_the_estimate_for_the_gradients_curvature_covers_what_turns_the_gradient() -> None:
+    """Where g'Hg is nearly 0 and H g is not, an error of g across H g is nearly all there is."""
+    for seed in range(20):
+        random = torch.Generator().manual_seed(seed)
+        size, weights = 0.5 + torch.rand(20, generator=random), torch.randn(20, generator=random)
+        curvatures = torch.cat([size, -size])
+        w = torch.cat([weights, weights * (1 + 1e-3 * torch.randn(20, generator=random))]).requires_grad_()
+        a, b = curvatures.double().numpy(), w.detach().double().numpy()
+        exact = (a**3 * b**2).sum() / (a**2 * b**2).sum()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            along = gradient_curvature(lambda: 0.5 * (curvatures * w**2).sum(), [w])  # noqa: B023
+        error = abs(along.value - exact)
+        assert error <= along.rounding <= 1e3 * torch.finfo(torch.float32).eps
+
+
 def test_a_tolerance_below_rounding_is_not_met() -> None:
     spectrum = [3.0, 1.0, *np.linspace(-0.5, 0.5, 60)]
     loss_fn, params = quadratic(spectrum)

@@ -31,6 +31,7 @@ _CALLBACKS = "tests/tests_pytorch/callbacks"
 _CORE = "tests/tests_pytorch/core"
 _MODELS = "tests/tests_pytorch/models"
 _TRAINER = "tests/tests_pytorch/trainer"
+_TUNER = "tests/tests_pytorch/tuner"
 
 DIFFERENCES: dict[str, tuple[tuple[str, ...], str]] = {
     f"{_LOOPS}/test_fetchers.py::test_fetching_dataloader_iter_opt[True]": (BOTH, ITERATOR),
@@ -64,5 +65,7 @@ DIFFERENCES: dict[str, tuple[tuple[str, ...], str]] = {
     f"{_TRAINER}/optimization/test_optimizers.py::test_none_optimizer": (TWO_PASS, NO_OPTIMIZER),
     f"{_TRAINER}/test_trainer.py::test_train_loop_system": (BOTH, CALLS),
     f"{_TRAINER}/test_trainer.py::test_trainer_access_in_configure_optimizers": (TWO_PASS, NO_OPTIMIZER),
+    f"{_TUNER}/test_lr_finder.py::test_trainer_reset_correctly": (TWO_PASS, CALLBACKS),
+    f"{_TUNER}/test_scale_batch_size.py::test_trainer_reset_correctly[fit]": (TWO_PASS, CALLBACKS),
 }
 """By the id of a test, without its parameters or with them, or of its file: under which kinds of fits it fails."""
