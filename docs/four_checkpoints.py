@@ -1,8 +1,8 @@
 """Draw the README's picture from three runs of configs/digits.yaml.
 
-lightning-same fit --config configs/digits.yaml --trainer.logger.name SAME
-lightning-same fit --config configs/digits.yaml --trainer.logger.name SAM --sam SAM --sam.rho 0.2
-lightning-same fit --config configs/digits.yaml --trainer.logger.name plain --sam null
+lightning-same fit --config digits --trainer.logger.name SAME
+lightning-same fit --config digits --trainer.logger.name SAM --sam SAM --sam.rho 0.2
+lightning-same fit --config digits --trainer.logger.name plain --sam null
 python docs/four_checkpoints.py runs
 """
 

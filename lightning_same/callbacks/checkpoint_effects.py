@@ -1,4 +1,4 @@
-"""Whose gradient lies in a checkpoint, and whose loss a step along it lowers: in one step, without training twice."""
+"""Which samples the gradient in a checkpoint comes from, and which samples' loss a step along it lowers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,14 +44,15 @@ Parts = dict[str, list[Tensor]]
 class CheckpointEffectMonitor(Monitor):
     r"""Logs what a step along each of the four checkpoints does to clean samples, to noisy ones and on validation data.
 
-    The losses of the samples are weighted within one forward, so that g = g_clean + g_noisy and s = s_clean + s_noisy
-    exactly, layers that mix samples and dropout included. g_clean is the gradient of the clean samples' part of the
-    batch's mean loss. The split is that of the whole batch's g and s. All of it is measured beside the training, on
-    modules that train by a rule and on others, and leaves no trace: training is bit for bit what it is without the
-    callback, if `training_step` can be replayed (see `ReplayCheck`). It costs two forwards and four backwards of the
-    batch, and one of each for every validation batch. Under DDP all gradients are averaged over the processes first, so
-    every rank holds the same value. Where batches are accumulated the first one of a step is measured. Compiled modules
-    run eagerly.
+    The checkpoints are those of the whole batch's g and s. g_clean is the gradient of the clean samples' part of the
+    batch's mean loss. It is computed by weighting the samples' losses within one forward pass. So g = g_clean + g_noisy
+    and s = s_clean + s_noisy hold exactly, also with dropout and with layers that mix samples.
+
+    All of it is measured beside the training, on modules with and without a rule, and leaves no trace: training stays
+    bit for bit what it is without the callback, if `training_step` can be replayed (see `ReplayCheck`). It costs two
+    forward and four backward passes of the batch, and one of each for every validation batch. Under DDP all gradients
+    are averaged over the processes first, so every rank holds the same value. Where gradients accumulate, the first
+    batch of the window is measured. Compiled modules run eagerly.
 
     Logged, with s_k for s on checkpoint k and 0 elsewhere:
         - ``ckpt_effect/ckptK/clean``, ``/noisy``, ``/validation``: <s_k, g_X> / \|\|s_k\|\|, the first-order decrease
@@ -65,27 +66,27 @@ class CheckpointEffectMonitor(Monitor):
           ``ckpt_amplification/noisy_dominated/...`` on those with \|g_noisy\| > \|g_clean\|.
         - ``ckpt_dominated/ckptK/noisy``: the share of the checkpoint's elements with \|g_noisy\| > \|g_clean\|.
 
-    The validation loss is that of the first batches that the validation loop has seen, in evaluation mode; before that
-    nothing is logged of it.
+    The validation loss is that of the first batches that the validation loop has seen, in evaluation mode. Before that,
+    its values are not logged.
 
     Args:
         every_n_steps: measure, and log, at every n-th step, the first included. Default: the Trainer's
             ``log_every_n_steps``.
         every_n_epochs: measure the first step of every n-th epoch instead, the first epoch included.
-        losses_fn: the loss of each sample of ``(module, batch)``, of shape (n,), whose mean is the loss that is
-            trained. Default: the module's own ``losses(batch)``.
+        losses_fn: the loss of each sample of ``(module, batch)``, of shape (n,); their mean is the training loss.
+            Default: the module's own ``losses(batch)``.
         noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Default: ``batch.noisy``.
         validation_batches: how many batches of the first validation loader to keep; 0 for none.
         rho: radius of SAM's perturbation. Default: the rule's own perturbation on a module that trains by one without a
             memory, else 0.05.
         placebo_seed: of the random sets.
-        name: enters the keys, as in ``ckpt_effect/NAME/ckpt1/clean``, for several monitors in one training.
+        name: becomes part of the keys, as in ``ckpt_effect/NAME/ckpt1/clean``, for several monitors in one training.
 
     Raises:
         ValueError: if an argument is out of range.
 
     References:
-        Luong et al., Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting, arXiv 2411.17132.
+        Luong et al., Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting, arXiv:2411.17132.
     """
 
     keys_begin_with = "ckpt_effect"

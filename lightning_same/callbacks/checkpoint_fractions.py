@@ -1,4 +1,4 @@
-"""How the gradient's elements are spread over the four checkpoints."""
+"""Which share of the gradient's elements lies in each of the four checkpoints."""
 
 from itertools import pairwise
 from typing import ClassVar
@@ -25,11 +25,12 @@ BINS = [f"{low:g}-{high:g}" for low, high in pairwise(RATIO_EDGES)]
 class CheckpointFractionMonitor(GradientMonitor):
     """Logs which share of the gradient's elements lies in each of the four checkpoints.
 
-    On a module that trains by a two-pass rule it reads the two gradients of the step: no pass of its own, and nothing
-    waits for the accelerator; steps without a second pass log nothing. On any other module they are taken from the
-    current batch, by two passes that leave no trace: training is bit for bit what it is without the callback, if
-    `training_step` can be replayed (see `ReplayCheck`). Monitors that measure the same step share these passes. Under
-    DDP the gradients are averaged over the processes first, so every rank holds the same value.
+    On a module that trains with a rule it reads the two gradients of the step. This takes no extra pass and does not
+    wait for the accelerator. Steps without a second pass log nothing. On any other module it computes the two
+    gradients of the current batch by two passes of its own. They leave no trace: training stays bit for bit what it
+    is without the callback, if `training_step` can be replayed (see `ReplayCheck`). Monitors that measure the same
+    step share these passes. Under DDP the gradients are averaged over the processes first, so every rank holds the
+    same value.
 
     Logged, each between 0 and 1, together 1:
         ``ckpt_fraction/ckpt1`` to ``ckpt_fraction/ckpt4``, ``ckpt_fraction/rest``. The rest can be large: an inactive
@@ -40,25 +41,27 @@ class CheckpointFractionMonitor(GradientMonitor):
             ``log_every_n_steps``.
         every_n_epochs: measure the first step of every n-th epoch instead, the first epoch included.
         per_layer: log the shares within each parameter tensor too: ``ckpt_fraction_layer/NAME/ckpt1`` and so on, by the
-            names of ``named_parameters()``. Weighted by the tensors' numbers of elements they sum up to the totals.
+            names of ``named_parameters()``. Weighted by the tensors' numbers of elements, they sum to the totals.
         per_group: log the shares within each of the optimizers' parameter groups too:
             ``ckpt_fraction_group/NAME/ckpt1`` and so on, by the group's ``"name"``, or else ``pg1``, ``pg2`` and so on.
         histogram: log how far g and s differ within each checkpoint too: ``ckpt_histogram/ckpt1/1.2-1.5`` is the share
-            of all elements that are in checkpoint 1 with 1.2 < r <= 1.5; the seven bins of a checkpoint sum up to its
+            of all elements that are in checkpoint 1 with 1.2 < r <= 1.5; the seven bins of a checkpoint sum to its
             fraction. In checkpoints 2 and 4 the bins are of 1/abs(r). The edges are 1, 1.2, 1.5, 2, 4, 8, 16 and inf.
         noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs
-            ``ckpt_fraction_clean/...`` and ``ckpt_fraction_noisy/...``, the split of the gradients of either kind of
-            sample alone, both at the w + e of the whole batch; see `lightning_same.probe.probe`. Costs four passes,
-            which see as many samples as two of the batch, and on a module that trains by a rule two more, to find e.
+            ``ckpt_fraction_clean/...`` and ``ckpt_fraction_noisy/...``: the shares for the gradients of the clean and
+            of the noisy samples alone, both at the w + e of the whole batch; see
+            `lightning_same.callbacks.probe.probe`. Costs four passes, each over a part of the batch, and two more on
+            a module that trains with a rule, to find e.
         prog_bar: show the four shares in the progress bar too, as ``ckpt1`` to ``ckpt4``.
-        rho: radius of the perturbation where the gradients are not those of the step.
-        loss_fn: gives the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
+        rho: radius of the perturbation wherever the monitor computes the gradients itself: on a module without a rule,
+            and for ``noisy_mask``.
+        loss_fn: the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
             optimization needs one.
-        name: enters the keys, as in ``ckpt_fraction/NAME/ckpt1``, for several monitors in one training.
+        name: becomes part of the keys, as in ``ckpt_fraction/NAME/ckpt1``, for several monitors in one training.
 
     Raises:
-        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, ``rho`` is
-            not a number > 0, or ``name`` is not one.
+        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1, if both are given, if ``rho``
+            is not a number > 0, or if ``name`` cannot be part of a key.
     """
 
     keys_begin_with = "ckpt_fraction"

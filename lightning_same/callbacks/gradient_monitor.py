@@ -1,4 +1,4 @@
-"""When to measure the two gradients, where they come from, and how what is measured is logged."""
+"""When to measure the two gradients, where they come from, and how the values are logged."""
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,10 +27,10 @@ Parts = dict[str, list[int]]
 class GradientMonitor(Monitor, abc.ABC):
     """Measures the two gradients of a step and logs what it finds.
 
-    On a module that trains by a two-pass rule it reads the gradients of the step: no pass of its own, and nothing waits
-    for the accelerator until the values are logged. On any other module they are taken from the current batch by two
-    passes that leave no trace: training is bit for bit what it is without the callback, if `training_step` can be
-    replayed (see `ReplayCheck`). Monitors that measure the same step share these passes.
+    On a module that trains with a rule it reads the gradients of the step. This takes no extra pass, and nothing waits
+    for the accelerator until the values are logged. On any other module it computes the two gradients of the current
+    batch by two passes of its own. They leave no trace: training stays bit for bit what it is without the callback, if
+    `training_step` can be replayed (see `ReplayCheck`). Monitors that measure the same step share these passes.
 
     Args:
         every_n_steps: measure, and log, at every n-th step, the first included. Default: the Trainer's
@@ -42,14 +42,15 @@ class GradientMonitor(Monitor, abc.ABC):
         noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs the values of the clean
             and of the noisy samples beside those of the batch.
         prog_bar: show the main values in the progress bar too.
-        rho: radius of the perturbation where the gradients are not those of the step.
-        loss_fn: gives the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
+        rho: radius of the perturbation wherever the monitor computes the gradients itself: on a module without a rule,
+            and for ``noisy_mask``.
+        loss_fn: the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
             optimization needs one.
-        name: enters the keys.
+        name: becomes part of the keys.
 
     Raises:
-        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, ``rho`` is
-            not a number > 0, or ``name`` is not one.
+        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1, if both are given, if ``rho``
+            is not a number > 0, or if ``name`` cannot be part of a key.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class GradientMonitor(Monitor, abc.ABC):
         Args:
             gradients: g and s.
             parts: of which to log the values too.
-            of: to be added to each key's group, for the gradients of a part of the batch.
+            of: appended to each key's group, for the gradients of a part of the batch.
         """
 
     def wants_two_pass_gradients(self, trainer: pl.Trainer) -> bool:
@@ -181,7 +182,7 @@ def trains_by_a_rule(module: pl.LightningModule) -> bool:
 def tallied(
     tally: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor], gradients: TwoGradients, parts: Parts
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What ``tally`` counts or sums up over all tensors, and over each part; one sweep for both."""
+    """What ``tally`` sums over all tensors, and over each part, in one sweep."""
     _, grads, perturbed_grads, _ = gradients
     if not parts:
         return tally(grads, perturbed_grads), {}

@@ -1,4 +1,4 @@
-"""How long the gradients are and how far apart they point."""
+"""The norms of the gradients and the angle between them."""
 
 from typing import ClassVar
 
@@ -20,28 +20,28 @@ from lightning_same.trainer.precision import scale_before_step
 
 
 class GradientNormMonitor(GradientMonitor):
-    r"""Logs how long the gradients are and how far apart they point.
+    r"""Logs the norms of the gradients and the cosine of the angle between them.
 
-    On a module that trains by a two-pass rule it reads the two gradients of the step: no pass of its own, and nothing
-    waits for the accelerator until the values are logged. On any other module they are taken from the current batch, by
-    two passes that leave no trace: training is bit for bit what it is without the callback, if `training_step` can be
-    replayed (see `ReplayCheck`). Monitors that measure the same step share these passes. Under DDP the gradients are
-    averaged over the processes first, so every rank holds the same value. All norms are L2 over all elements, in at
-    least float32, of gradients that no loss scaler scales.
+    On a module that trains with a rule it reads the two gradients of the step. This takes no extra pass, and nothing
+    waits for the accelerator until the values are logged. On any other module it computes the two gradients of the
+    current batch by two passes of its own. They leave no trace: training stays bit for bit what it is without the
+    callback, if `training_step` can be replayed (see `ReplayCheck`). Monitors that measure the same step share these
+    passes. Under DDP the gradients are averaged over the processes first, so every rank holds the same value. All norms
+    are L2 over all elements, in at least float32, of gradients without a loss scale.
 
     Logged:
         - ``grad_norm/base``, ``grad_norm/perturbed``: of g, the gradient at w, and of s, the one at w + e.
         - ``grad_norm/ckpt1`` to ``grad_norm/ckpt4``: of s over the elements of each checkpoint.
         - ``grad_share/ckpt1`` to ``grad_share/ckpt4``, ``grad_share/rest``: the shares of \|\|s\|\|^2, together 1. A
           checkpoint may hold many elements and next to nothing of s.
-        - ``grad_cosine``: of the angle between g and s; 0 where one of them is zero.
-        - ``grad_norm/step``: of d, what ``.grad`` holds when the optimizer steps: before clipping and weight decay.
-          Where gradients accumulate it is that of the whole window, while on a module that trains by no rule g and s
-          are those of the window's first batch.
-        - ``weight_norm``: of w, over the parameters that the optimizer steps, before it does.
+        - ``grad_cosine``: the cosine of the angle between g and s; 0 where one of them is zero.
+        - ``grad_norm/step``: of d, which is in ``.grad`` when the optimizer steps, before clipping and weight decay.
+          Where gradients accumulate, d is that of the whole window. On a module without a rule, g and s are then those
+          of the window's first batch.
+        - ``weight_norm``: of w, over the parameters that the optimizer steps, before the step.
 
-    The last two are logged on steps without a second pass too. In manual optimization they are of the batch's last
-    step; one that does not go through ``self.optimizers()`` is not seen.
+    The last two are logged on steps without a second pass too. In manual optimization they are those of the batch's
+    last step; a step that does not go through ``self.optimizers()`` is not seen.
 
     Args:
         every_n_steps: measure, and log, at every n-th step, the first included. Default: the Trainer's
@@ -49,23 +49,24 @@ class GradientNormMonitor(GradientMonitor):
         every_n_epochs: measure the first step of every n-th epoch instead, the first epoch included.
         per_layer: log the values of each parameter tensor too: ``grad_norm_layer/NAME/base`` and so on,
             ``grad_cosine_layer/NAME`` and ``weight_norm_layer/NAME``, by the names of ``named_parameters()``. The
-            squares of the norms sum up to those of the totals.
+            squares of the norms sum to those of the totals.
         per_group: log the values of each of the optimizers' parameter groups too: ``grad_norm_group/NAME/base`` and so
             on, by the group's ``"name"``, or else ``pg1``, ``pg2`` and so on.
         noisy_mask: which samples of ``batch`` are noisy, a boolean tensor of shape (n,). Logs ``grad_norm_clean/...``,
-            ``grad_norm_noisy/...``, ``grad_cosine_clean`` and ``grad_cosine_noisy``, of the mean gradients of either
-            kind of sample alone, both at the w + e of the whole batch; see `lightning_same.probe.probe`. Costs four
-            passes, which see as many samples as two of the batch, and on a module that trains by a rule two more, to
-            find e.
+            ``grad_norm_noisy/...``, ``grad_cosine_clean`` and ``grad_cosine_noisy``: the values for the mean gradients
+            of the clean and of the noisy samples alone, both at the w + e of the whole batch; see
+            `lightning_same.callbacks.probe.probe`. Costs four passes, each over a part of the batch, and two more on
+            a module that trains with a rule, to find e.
         prog_bar: show the norms of g, s and d in the progress bar too, as ``|g|``, ``|s|`` and ``|d|``.
-        rho: radius of the perturbation where the gradients are not those of the step.
-        loss_fn: gives the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
+        rho: radius of the perturbation wherever the monitor computes the gradients itself: on a module without a rule,
+            and for ``noisy_mask``.
+        loss_fn: the loss of ``(module, batch)`` there. Default: the module's training step; a module in manual
             optimization needs one.
-        name: enters the keys, as in ``grad_norm/NAME/base``, for several monitors in one training.
+        name: becomes part of the keys, as in ``grad_norm/NAME/base``, for several monitors in one training.
 
     Raises:
-        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1 or both are given, ``rho`` is
-            not a number > 0, or ``name`` is not one.
+        ValueError: if ``every_n_steps`` or ``every_n_epochs`` is not a whole number >= 1, if both are given, if ``rho``
+            is not a number > 0, or if ``name`` cannot be part of a key.
     """
 
     keys_begin_with = "grad_norm"

@@ -1,4 +1,4 @@
-"""What all monitors have in common: their keys, and who reads their values."""
+"""What all monitors have in common: the names of their keys, and a warning where a value is read too often."""
 
 import re
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from lightning_same.trainer.readers import Moment, readers
 
 
 class Monitor(Callback):
-    """Logs values under keys of its own, and tells who reads a value that has not been measured again.
+    """Logs values under keys of its own, and warns where another callback reads one that has not been measured again.
 
     Args:
-        name: enters every key after its first part: ``sharpness/NAME/top_eigenvalue``. For several monitors of a kind.
+        name: follows the first part of every key: ``sharpness/NAME/top_eigenvalue``. For several monitors of one kind.
 
     Raises:
         ValueError: if the name is not one or more of letters, digits, ``_``, ``-`` and ``.``.

@@ -1,4 +1,4 @@
-"""The two gradients of a model that trains as usual, taken beside its training and without a trace in it."""
+"""The two gradients of a model that trains as usual, computed beside its training without a trace."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,7 +28,7 @@ LossFn = Callable[[pl.LightningModule, Any], Tensor]
 
 
 class Probed(NamedTuple):
-    """What `probe` finds.
+    """What `probe` returns.
 
     Attributes:
         whole: the two gradients of the batch.
@@ -110,21 +110,22 @@ def probe(
 ) -> Probed | None:
     r"""The gradient of a batch at w and at w + rho * g / \|\|g\|\|, and those of its clean and noisy samples there.
 
-    Of the parameters that the Trainer's optimizers step, as those of a two-pass step are: what the batch does not
-    reach on any process has no gradient, and is neither perturbed nor counted.
+    They are those of the parameters that the Trainer's optimizers step, as in a two-pass step. A parameter that the
+    batch reaches on no process has no gradient, and is neither perturbed nor counted.
 
     All passes see the same random state and buffers. Afterwards weights, ``.grad``, buffers, random state, metrics,
     attributes and logs are bit for bit what they were. Costs two forward-backward passes, and for each mask four more,
     which see every sample twice.
 
-    The clean and the noisy samples are cut out of the batch: of every tensor in it whose first dimension is that of the
-    mask, nested ones too, either kind of rows; everything else stays. Each goes through the training step as a batch of
-    its own, at w and at the w + e that the *whole* batch leads to. So for a loss that is a mean over samples, n g is
-    the sum of n_clean g_clean and n_noisy g_noisy, and s likewise, but for layers that mix the samples of a batch, such
-    as BatchNorm, and for the draws of dropout. Over several processes, the gradients of a part are the means over all
-    its samples everywhere; a process without any goes through the training step with all of its batch, for nothing
-    but to meet the others there. A process with a single sample of a kind leaves it out if the module has BatchNorm
-    layers, which fail on one.
+    The clean and the noisy samples are cut out of the batch: every tensor in it whose first dimension is that of the
+    mask, nested ones too, keeps the rows of one kind; everything else stays. Each kind goes through the training step
+    as a batch of its own, at w and at the w + e of the *whole* batch. So for a loss that is a mean over samples, n g is
+    the sum of n_clean g_clean and n_noisy g_noisy, and the same holds for s, except for layers that mix the samples of
+    a batch, such as BatchNorm, and for the random draws of dropout.
+
+    On several processes, the gradients of a kind are the means over its samples on all processes. A process without
+    any still runs the training step, with its whole batch, to take part in collective operations. A process with a
+    single sample of a kind leaves it out if the module has BatchNorm layers, which fail on one sample.
 
     Args:
         trainer: the Trainer.

@@ -1,4 +1,4 @@
-"""Whether a training step does the same when it is replayed, asked beside training."""
+"""Checks whether a training step does the same when it is replayed."""
 
 import warnings
 from collections.abc import Mapping
@@ -22,19 +22,19 @@ from lightning_same.trainer.distributed import sum_over_processes
 class ReplayCheck(Callback):
     """Warns if a training step does not do the same when it is replayed with the same batch and weights.
 
-    Pass two of SAM, and the monitors on any model, rest on that. What a training step changes is put back: buffers,
-    attributes, random numbers, metrics, the Trainer's state. What lies in the user's own objects (an environment, a
-    replay buffer, a generator in a helper) or outside the module is not, and this finds it: the loss and the gradient
-    of the current batch are computed twice and compared bit for bit, and the state that was not put back is named.
+    Pass two of SAM relies on that, and so do the monitors. What a training step changes in buffers, attributes, random
+    numbers, metrics and the Trainer's state is put back. What it changes in the user's own objects (an environment, a
+    replay buffer, a generator in a helper) or outside the module is not. This check finds it: it computes the loss and
+    the gradient of the current batch twice, compares them bit for bit, and names the state that was not put back.
     Modules with `SAMMixin` check their first step by themselves.
 
-    Costs two forward-backward passes at each check, three where they differ, and about two copies of the module's
-    state to the host. Otherwise it leaves no trace. Kernels that are not deterministic are told apart: a second replay
-    differs as little, by rounding only.
+    A check costs two forward-backward passes, three if they differ, and about two copies of the module's state to the
+    host. Otherwise it leaves no trace. Non-deterministic kernels are told apart: a second replay differs as little, by
+    rounding only.
 
     Args:
         every_n_steps: check at every n-th step, the first included. Default: the first step only.
-        loss_fn: gives the loss of ``(module, batch)``. Default: the module's training step; a module in manual
+        loss_fn: the loss of ``(module, batch)``. Default: the module's training step; a module in manual
             optimization needs one.
 
     Raises:

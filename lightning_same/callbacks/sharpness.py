@@ -27,27 +27,27 @@ EVERY_N_STEPS = 500
 
 
 class SharpnessMonitor(Monitor):
-    r"""Logs the extreme eigenvalues of the loss's Hessian, and the rise of the loss to the perturbed weights.
+    r"""Logs the extreme eigenvalues of the loss's Hessian, and how much the loss rises from w to w + e.
 
-    Measured on the same batches throughout, so that the curve shows the weights' change and not the batches'. Training
-    is bit for bit what it is without the callback, if `training_step` can be replayed (see `ReplayCheck`). Autocast is
-    off: under mixed precision the float32 weights are measured in float32. Under DDP the loss is the mean over the
-    samples of all processes, every rank holds the same values, and each product adds one all-reduce.
+    All measurements use the same batches, so that the curve shows how the weights change, not the batches. Training
+    stays bit for bit what it is without the callback, if `training_step` can be replayed (see `ReplayCheck`). Autocast
+    is off: under mixed precision the float32 weights are measured in float32. Under DDP the loss is the mean over the
+    samples of all processes, every rank holds the same values, and each Hessian-vector product adds one all-reduce.
 
-    Costs about 20 forward-backward passes in the median of later training, and 40 to 70 in the first steps, where the
-    spectrum is crowded. Meanwhile it holds as many copies of the weights as products are taken.
+    A measurement costs 40 to 70 forward-backward passes in the first steps, where the spectrum is crowded, and about 20
+    later (the median). While it runs, it holds one vector as large as the weights for each product.
 
     Logged:
         ``sharpness/top_eigenvalue``, ``sharpness/bottom_eigenvalue``: as `top_eigenvalue` finds them.
         ``sharpness/residual``, ``sharpness/bottom_residual``: an eigenvalue lies within this distance of the largest,
         and of the smallest.
-        ``sharpness/rounding``: estimate of the error by rounding, which the residuals include.
+        ``sharpness/rounding``: estimate of the rounding error, which the residuals include.
         ``sharpness/upper_bound``: with a probability of 99% no eigenvalue is larger.
-        ``sharpness/hvps``: Hessian-vector products taken.
-        ``sharpness/converged``: 1 or 0, of all eigenvalues. Where it is 0 a warning is given too.
+        ``sharpness/hvps``: number of Hessian-vector products.
+        ``sharpness/converged``: 1 if every search met its tolerance; else 0, with a warning.
         ``sharpness/ascent_gap``: L(w + e) - L(w).
         ``sharpness/ascent_curvature``: 2 (L(w + e) - L(w) - g'e) / e'e, the mean curvature along e on the way to w + e;
-        known to about 2e-7 L / e'e in float32.
+        float32 leaves an error of about 2e-7 L / e'e.
         ``sharpness/two_over_lr``: 2 / lr for the largest learning rate. Gradient descent is unstable along directions
         of larger curvature.
         ``sharpness/ascent_alignment``: abs(cos) of the angle between e and the eigenvector of the largest eigenvalue.
@@ -55,41 +55,42 @@ class SharpnessMonitor(Monitor):
         ``sharpness/gradient_curvature``: g'Hg / g'g, if asked for.
         ``sharpness/adaptive_top_eigenvalue``, ``sharpness/worst_case``, ``sharpness/average_case``: if asked for.
 
-    A training batch for which the training step returns None is passed over, with a warning.
+    A batch for which the training step returns None is left out, with a warning.
 
     Args:
         every_n_steps: measure at every n-th optimizer step, before it is taken, the first included. Default: 500, if
             ``every_n_epochs`` is not given either.
         every_n_epochs: measure at the end of every n-th epoch instead.
-        probe_batches: how many of the first training batches to measure on; they stay on the device. With more than one
-            the first measurement waits for them. The batches are not in checkpoint files: a resumed training takes new
-            ones, and its curve has a joint there. Or the batches themselves, such as ``list(islice(loader, 4))``; under
-            DDP each process gives its own, as many as it has, or none.
-        loss_fn: gives the mean loss of ``(module, batch)``. Default: the module's training step; a module in manual
+        probe_batches: how many of the first training batches to measure on; they stay on the device. With more than
+            one, the first measurement waits for them. Checkpoint files do not hold them: a resumed training takes new
+            ones, and its curve may jump there. Or the batches themselves, such as ``list(islice(loader, 4))``; under
+            DDP each process gives its own, any number of them, or none.
+        loss_fn: the mean loss of ``(module, batch)``. Default: the module's training step; a module in manual
             optimization needs one.
-        samples_fn: gives the number of samples (or tokens: what the loss is a mean over) of a batch, by which batches
-            weigh. Default: the leading dimension of its tensors.
-        rho: length of e = rho * g / \|\|g\|\|, g being the gradient on the same batches. Default: e is that of the
-            module's rule, at its radius of the moment, for rules that make e of g alone; for the others it is SAM's at
-            their radius. On a module without a rule 0.05.
-        mode: "eval" measures with BatchNorm's running statistics and without dropout, "train" with the modules in
-            whatever mode they train in. They are different losses, whose curvatures are not to be compared.
-        track: start each search near the last eigenvector, which saves a product or two where measurements are close
-            together. An eigenvalue that overtakes is found all the same: see `top_eigenvalue`.
+        samples_fn: the number of samples of a batch (or of tokens: of what the loss is a mean over), which is the
+            batch's weight. Default: the leading dimension of its tensors.
+        rho: length of e = rho * g / \|\|g\|\|, where g is the gradient on the same batches. Default: on a
+            module without a rule 0.05. On a module with a rule, e is that of the rule at its present radius if the
+            rule computes e from g alone; else e is SAM's at that radius.
+        mode: "eval" measures with BatchNorm's running statistics and without dropout, "train" with the modules in the
+            mode that they train in. These are different losses; do not compare their curvatures.
+        track: start each search near the last eigenvector. This saves a product or two where measurements are close
+            together. If another eigenvalue has become the largest, it is found all the same: see `top_eigenvalue`.
         tolerance: accepted residual, relative to the eigenvalue.
-        both_ends: wait for the smallest eigenvalue too, which takes 2 to 7 times as many products.
-        max_products: most products for an eigenvalue.
-        confident: go on until the upper bound is within the tolerance too: 2 to 4 products more.
+        both_ends: search until the smallest eigenvalue has converged too, which takes 2 to 7 times as many products.
+        max_products: the largest number of products for an eigenvalue.
+        confident: go on until the upper bound is within the tolerance too: 2 to 4 more products.
         dtype: "float64" measures copies in float64; "auto" only where rounding exceeds the tolerance, as late in
             training with cross-entropy: see `Hessian`. Default: the dtype of the module.
         adaptive: measure the largest eigenvalue of `AdaptiveHessian` too, which does not change when weights are
-            rescaled without changing the function. As many products again.
+            rescaled without changing the function. It takes as many products again.
         worst_case: radius of the ball, in units of the weights, for `worst_case_sharpness`: 22 forward-backward passes.
         average_case: standard deviation, in units of the weights, for `average_case_sharpness`: 33 forward passes.
-        gradient_curvature: measure g'Hg / g'g too: one more product, and a gradient in float64 to know its rounding.
+        gradient_curvature: measure g'Hg / g'g too: one more product, and a gradient in float64 that shows its rounding
+            error.
         seed: of the random start.
         prog_bar: show the largest eigenvalue in the progress bar too, as ``top_eigenvalue``.
-        name: enters the keys, as in ``sharpness/NAME/top_eigenvalue``, for several monitors in one training.
+        name: becomes part of the keys, as in ``sharpness/NAME/top_eigenvalue``, for several monitors in one training.
 
     Raises:
         ValueError: if an option is out of range, or ``every_n_steps`` and ``every_n_epochs`` are both given.

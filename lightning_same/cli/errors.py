@@ -64,6 +64,9 @@ def parser_error(message: str) -> str:
             said = said.rstrip(".")
             to_do = f"\n{WHERE}" if said.startswith("No module named") else ""
             return f"--{'.'.join(keys)}: {owner}: {one_line(said, 500)}.{to_do}"
+        # What a class of this package says of an argument, among what the other types of the option would be.
+        if re.match(r"\w+: `\w+` must be ", line):
+            return f"--{'.'.join(keys)}: {one_line(line, 500)}" if keys else one_line(line, 500)
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     if keys and unknown:
         return f"--{'.'.join(keys)}: there is no class {unknown[1]!r}.\nName its module, too: module.Class. {WHERE}"

@@ -24,7 +24,7 @@ from lightning_same.rules.combinations import Combination
 from lightning_same.rules.perturbations import Perturbation
 from lightning_same.rules.schedules import Schedule
 from lightning_same.rules.timing import Timing
-from lightning_same.trainer.resuming import is_of_a_checkpoint_file, is_of_a_restored_optimizer
+from lightning_same.trainer.resuming import is_of_a_checkpoint_file, is_of_what_was_restored
 from lightning_same.two_pass.options import CHOICES as OPTIONS
 from lightning_same.two_pass.options import TwoPassOptions
 from lightning_same.two_pass.with_sam import with_sam
@@ -88,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> None:
             SAMCLI(args=None if words is None else list(words), parser_kwargs={"prog": "lightning-same"})
         except Exception as error:
             given = sys.argv[1:] if words is None else words
-            resumed = any(word.startswith("--ckpt_path") for word in given) and is_of_a_restored_optimizer(error)
+            resumed = any(word.startswith("--ckpt_path") for word in given) and is_of_what_was_restored(error)
             if (resumed or is_of_a_checkpoint_file(error)) and not isinstance(error, UserError):
                 raise UserError(f"--ckpt_path: {_why_not_resumed(error)}") from error
             raise

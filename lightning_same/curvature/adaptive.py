@@ -1,7 +1,7 @@
 r"""Curvature that does not change when the weights are rescaled without changing the function. Plain torch.
 
-The top eigenvalue does: where one layer is multiplied by 10 and the next divided by it, a network with ReLU stays the
-same function, and its Hessian does not. Measured in units of the weights themselves, by T = diag(\|w\|), it stays.
+If one layer of a network with ReLU is multiplied by 10 and the next one divided by 10, the network is the same function
+as before, but the top eigenvalue of its Hessian is another. In units of the weights, T = diag(\|w\|), it is the same.
 """
 
 from torch import Tensor

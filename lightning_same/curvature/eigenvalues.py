@@ -7,7 +7,7 @@ A measure takes a `Hessian`, or in its place the loss, the parameters and, optio
     top = top_eigenvalue(lambda batch: criterion(model(batch[0]), batch[1]), model, batches)
 
 Curvature has the units of the loss over those of the weights squared. Start vectors come from a generator of their own,
-seeded by ``seed`` and on the CPU: a call repeated gives the same result, and the global random state is untouched.
+seeded by ``seed`` and on the CPU: the same call gives the same result, and the global random state is untouched.
 """
 
 import contextlib
@@ -46,20 +46,20 @@ class TopEigenvalue(NamedTuple):
     Attributes:
         value: the largest Ritz value: a lower bound on the largest eigenvalue, to rounding; NaN if a product was not
             finite.
-        bottom: the smallest Ritz value: an upper bound on the smallest eigenvalue. It may be far above it, unless both
-            ends were waited for: see ``bottom_residual``.
+        bottom: the smallest Ritz value: an upper bound on the smallest eigenvalue. It may be far above it, unless
+            ``both_ends`` was set: see ``bottom_residual``.
         residual: norm of H x - value * x for the unit Ritz vector x. An eigenvalue lies within this distance of
             ``value``. Where the top eigenvalue is isolated, the error is of the order of residual^2 over the distance
             to the next, and of ``rounding``, which the residual includes.
-        hvps: Hessian-vector products taken.
-        converged: whether ``residual``, and ``bottom_residual`` if both ends were waited for, met the tolerance, and
-            ``upper`` (and ``lower``) too if the result was to be confident.
+        hvps: number of Hessian-vector products.
+        converged: whether ``residual`` met the tolerance, with ``both_ends`` also ``bottom_residual``, and with
+            ``confident`` also ``upper`` (and ``lower``).
         samples: number of samples that the loss is a mean over, on all processes.
-        bottom_residual: for ``bottom`` what ``residual`` is for ``value``.
+        bottom_residual: as ``residual``, for ``bottom``.
         vector: shape (size,): the unit Ritz vector of ``value``; all parameters end to end, in their order.
-        rounding: estimate of the error that rounding makes in ``value`` and ``bottom``.
-        upper: with a probability of 99% over start vectors no eigenvalue is larger: ``value`` is the top eigenvalue to
-            ``upper - value``. It is far above where a small eigenvalue may hide, as above a dense bulk.
+        rounding: estimate of the rounding error in ``value`` and ``bottom``.
+        upper: with a probability of 99% over start vectors, no eigenvalue is larger. So ``value`` is at most
+            ``upper - value`` below the top eigenvalue.
         lower: with a probability of 99% no eigenvalue is smaller.
     """
 
@@ -89,31 +89,31 @@ def top_eigenvalue(
 ) -> TopEigenvalue:
     r"""The largest eigenvalue of the Hessian, and the smallest, by Lanczos with full reorthogonalisation.
 
-    Stops as soon as the residual of the largest Ritz value is at most ``tolerance`` times that value. That bounds the
-    distance to an eigenvalue, which a small change between iterations does not: power iteration shows one also while
-    it creeps. An isolated top eigenvalue then has an error of about 1e-5; in a dense cluster it is of the order of the
-    tolerance.
+    Stops as soon as the residual of the largest Ritz value is at most ``tolerance`` times that value. The residual
+    bounds the distance to an eigenvalue. A small change between iterations does not: in power iteration the change is
+    also small while the value creeps. The relative error of an isolated top eigenvalue is then about 1e-5; in a dense
+    cluster it is of the order of the tolerance.
 
     Costs 6 to 12 products for a usual network, up to 20 before training. A product costs about 2.6 forward-backward
-    passes for one batch and 3.4 for several, one read by the host of two numbers, and a flat vector that is held until
-    the end. On several processes two scalars are reduced beside each product, so that all stop together and return the
-    same values.
+    passes for one batch and 3.4 for several, one host sync, and a flat vector that is kept until the end. On several
+    processes two scalars are reduced with each product, so that all processes stop together and return the same values.
 
     Args:
         hessian: a `Hessian` or another `Operator`; or in its place the arguments of `Hessian`, as in
             ``top_eigenvalue(loss_fn, params, batches, samples=..., reduce=..., dtype=...)``.
-        tolerance: accepted residual, relative to the value; > 0. The residual includes the estimated error by rounding:
+        tolerance: accepted residual, relative to the value; > 0. The residual includes the estimated rounding error:
             where that is larger, ``converged`` is False, and ``Hessian(..., dtype="float64")`` or "auto" helps.
-        both_ends: whether to wait for the smallest eigenvalue too, relative to itself. In a trained network it is small
-            and lies close to the bulk, which takes 2 to 7 times as many products: raise ``max_products``.
-        max_products: most products to take; >= 1.
+        both_ends: whether to go on until the smallest eigenvalue has converged too, relative to itself. In a trained
+            network it is small and lies close to the bulk, which takes 2 to 7 times as many products: raise
+            ``max_products``.
+        max_products: the largest number of products; >= 1.
         seed: of the start vector; the same on all processes.
-        start: the ``vector`` of a measurement shortly before, to follow the eigenvalue through training. It is mixed
-            into the random start with a small weight, so that another eigenvalue which has overtaken its own comes out
-            as well; that saves a product or two. Give each call another ``seed``. Default: start at random.
-        confident: whether to go on until ``upper``, and ``lower`` if both ends are waited for, are within the tolerance
-            too. The residual alone tells that an eigenvalue is near, not that it is the largest. Takes 2 to 4 more
-            products for an isolated eigenvalue; with a dense bulk close below, as many as it needs to tell.
+        start: the ``vector`` of an earlier measurement, to follow the eigenvalue through training, which saves a
+            product or two. It is added to the random start with a small weight, so that another eigenvalue is found if
+            that has become the largest. Give each call another ``seed``. Default: start at random.
+        confident: whether to go on until ``upper`` is within the tolerance too, and with ``both_ends`` also ``lower``.
+            The residual says that an eigenvalue is near, but not that it is the largest. Takes 2 to 4 more products for
+            an isolated eigenvalue, and more with a dense bulk close below.
 
     Returns:
         The result. If ``converged`` is False, a warning is given too.

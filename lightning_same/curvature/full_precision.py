@@ -17,9 +17,9 @@ RECURRENT = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
 def ieee_float32() -> Iterator[None]:
     """Products of float32 matrices, convolutions and recurrent layers without TF32 or bfloat16 inside.
 
-    TF32 rounds the factors to 11 bits, an error of about 1e-4 in a Hessian-vector product. cuDNN takes it for
-    convolutions by default. torch has two ways to allow it, an older one whose reading raises an error once the newer
-    one has been used. What the user has set is put back.
+    TF32 rounds the factors to 11 bits, an error of about 1e-4 in a Hessian-vector product. cuDNN uses it for
+    convolutions by default. torch has an older and a newer setting for it, and reading the older one raises an error
+    once the newer one has been used. Afterwards everything is as the user has set it.
     """
     with ExitStack() as stack:
         for put_back in _switch_off():

@@ -22,9 +22,9 @@ class GradientCurvature(NamedTuple):
     Attributes:
         value: g'Hg / g'g, between the smallest and the largest eigenvalue; NaN where g = 0.
         grad_norm: the L2 norm of g.
-        hvps: Hessian-vector products taken: 1, or 2 if rounding called for float64.
+        hvps: number of Hessian-vector products: 1, or 2 if rounding made float64 necessary.
         samples: number of samples that the loss is a mean over, on all processes.
-        rounding: estimate of the error that rounding makes in ``value``; NaN if the loss cannot be had in float64.
+        rounding: estimate of the rounding error in ``value``; NaN if the loss cannot be computed in float64.
     """
 
     value: float
@@ -41,14 +41,14 @@ def gradient_curvature(hessian: LossOperator, *, tolerance: float = 2e-3) -> Gra
     Along the step -lr * g the loss changes by lr * g'g * (lr * value / 2 - 1) to second order: it grows once value
     exceeds 2 / lr.
 
-    Costs a gradient and a product, and beneath float64 a gradient in float64 too, by which the error of rounding is
-    known: late in training with cross-entropy, g in float32 consists of rounding.
+    Costs a gradient and a product. Unless the loss is in float64, it costs a gradient in float64 too, which shows the
+    rounding error: late in training with cross-entropy, g in float32 consists of rounding errors.
 
     Args:
         hessian: a `Hessian` or another `LossOperator`; or in its place the arguments of `Hessian`, as in
             ``gradient_curvature(loss_fn, params, batches, samples=..., reduce=..., dtype=...)``.
-        tolerance: accepted error by rounding, relative to the value; > 0. A larger one gives a warning, and with
-            ``dtype="auto"`` a measurement in float64.
+        tolerance: accepted rounding error, relative to the value; > 0. If the error is larger there is a warning, or
+            with ``dtype="auto"`` a measurement in float64.
 
     Returns:
         The curvature and the gradient's norm.

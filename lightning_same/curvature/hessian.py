@@ -38,17 +38,17 @@ class Hessian(MeanLoss):
     One operator serves any number of measures: `top_eigenvalue`, `hessian_trace`, `spectral_density` and
     `gradient_curvature` take it, or take its arguments in its place and build it.
 
-    For one batch the graph of g is built once and serves all products (about 1.3 forward-backward passes, then 2.6 per
-    product); for several batches it is rebuilt for each at every product (about 3.4 passes over the batches), so that
-    memory does not grow with their number. Weights, ``.grad`` and the global random state are never changed. Random
-    numbers that ``loss_fn`` draws are the same in every product.
+    For one batch the graph of g is built once and serves all products: about 1.3 forward-backward passes, then 2.6 per
+    product. For several batches the graph of each is built anew for every product, about 3.4 passes over the batches,
+    so that memory does not grow with their number. Weights, ``.grad`` and the global random state are never changed.
+    Random numbers that ``loss_fn`` draws are the same in every product.
 
     Autocast and TF32 are off, attention takes the math backend (fused kernels have no second derivative), compiled
-    modules run eagerly and recurrent ones without cuDNN. ``loss_fn`` must call the module itself, not its
-    DistributedDataParallel wrapper: ``reduce`` does that work. An operation without a second derivative raises an
-    error, and so does activation checkpointing with ``use_reentrant=True``. Any other `torch.autograd.Function` gives a
-    warning with its name: what its backward computes outside autograd, or what its forward computes for the backward,
-    silently counts as constant.
+    modules run eagerly, and recurrent ones without cuDNN. ``loss_fn`` must call the module itself, not its
+    DistributedDataParallel wrapper: ``reduce`` does the wrapper's work. An operation without a second derivative raises
+    an error, and so does activation checkpointing with ``use_reentrant=True``. Any other `torch.autograd.Function`
+    gives a warning with its name, because it may hide a part of the second derivative: what its backward computes
+    outside autograd, or what its forward computes for the backward, counts as constant.
 
     Args:
         loss_fn: returns the mean loss, a scalar: of ``loss_fn(batch)``, or of ``loss_fn()`` if ``batches`` is None.
@@ -58,16 +58,16 @@ class Hessian(MeanLoss):
             a frozen one not at all, an unused one has rows and columns of zeros. Parameters must not change while the
             operator is in use.
         batches: the batches, on the device. A sequence, not a loader: every product goes through all of them.
-        samples: number of samples (or tokens: what the mean is over) of each batch, or of the only one. Default: the
-            leading dimension of the batch's tensors; 1 without ``batches``.
+        samples: number of samples of each batch, or of the only one (of tokens, if the loss is a mean over tokens).
+            Default: the leading dimension of the batch's tensors; 1 without ``batches``.
         reduce: returns the sum over processes of a flat tensor, as an all-reduce does. Called once by the constructor
             with two numbers, then once per product with the whole product, however many batches there are: processes
             may hold different numbers of batches, or none. In float64 it is called with one number more per product.
-        dtype: "float64" measures the model as if its parameters, buffers and batches were in float64, by copies: the
-            model stays as it is, and loss_fn need not know. Takes twice the time on most CPUs, and up to 64 times on
-            GPUs made for graphics. "auto" measures in the model's dtype, and once more in float64 where rounding
-            exceeds the tolerance. Default: the dtype of the model. Cross-entropy late in training needs float64: at a
-            mean loss of 1e-6 the probability of the right class is 1 - 1e-6, which float32 holds to 6 percent.
+        dtype: "float64" measures with float64 copies of the parameters, buffers and batches; the model stays as it is,
+            and ``loss_fn`` needs no change. It takes twice the time on most CPUs, and up to 64 times on consumer GPUs.
+            "auto" measures in the model's dtype, and once more in float64 if rounding exceeds the tolerance. Default:
+            the dtype of the model. Cross-entropy late in training needs float64: at a mean loss of 1e-6 the probability
+            of the right class is 1 - 1e-6, and float32 stores this 1e-6 with an error of 6%.
 
     Attributes:
         size: number of elements of the parameters.
@@ -75,7 +75,7 @@ class Hessian(MeanLoss):
         dtype: of the vectors: that of the parameters, at least float32; or float64.
         samples: number of samples over all batches and processes.
         hvps: number of products so far.
-        params: the parameters that H is the second derivative for, in the order of the rows.
+        params: the parameters by which the loss is derived, in the order of the rows.
 
     Raises:
         RuntimeError: at the first product, if an operation has no second derivative, or at reentrant checkpointing.

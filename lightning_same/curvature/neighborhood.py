@@ -1,7 +1,7 @@
 r"""How much the loss rises around the weights: at the worst point of a ball, and in the mean over a Gaussian.
 
-With a small radius both are of second order: \(\rho^2 / 2\) times the top eigenvalue, or the trace, of the (adaptive)
-Hessian at a minimum. With a larger one they see what no derivative at w does.
+At a minimum and with a small radius, the first is \(\rho^2 / 2\) times the top eigenvalue of the (adaptive) Hessian,
+and the second \(\rho^2 / 2\) times its trace. With a larger radius both see what no derivative at w sees.
 """
 
 import math
@@ -73,10 +73,11 @@ def worst_case_sharpness(
 ) -> WorstCaseSharpness:
     r"""The largest L(w + e) - L(w) over a ball, by ascent.
 
-    The ball is \|\|T^-1 e\|\| <= rho with T = diag(\|w\| + eta), which makes the value invariant to a rescaling of the
-    weights that leaves the function as it is; or \|\|e\|\| <= rho. The ascent begins at the point of SAM (of ASAM if
-    adaptive), projects every step on the ball, takes a step only if the loss rises by it, and halves it otherwise: more
-    steps never give less. Weights, ``.grad`` and the random state are afterwards what they were.
+    The ball is \|\|T^-1 e\|\| <= rho with T = diag(\|w\| + eta), or \|\|e\|\| <= rho if not ``adaptive``. With T the
+    value does not change when the weights are rescaled without changing the function. The ascent begins at the point of
+    SAM (of ASAM if ``adaptive``) and projects every step on the ball. A step that does not raise the loss is not taken,
+    and the next one is half as long: more steps never give less. Afterwards weights, ``.grad`` and the random state are
+    what they were.
 
     Costs 1 + starts * (1 + steps) forward-backward passes.
 
@@ -155,9 +156,9 @@ def average_case_sharpness(
 ) -> AverageCaseSharpness:
     r"""The mean of L(w + rho T z) - L(w) over standard normal z.
 
-    T = diag(\|w\| + eta), which makes the value invariant to a rescaling of the weights that leaves the function as it
-    is; or T = 1. Every z is taken with both signs, so that the slope of the loss does not add to the variance. Weights,
-    ``.grad`` and the random state are afterwards what they were.
+    T is diag(\|w\| + eta), or 1 if not ``adaptive``. With T the value does not change when the weights are rescaled
+    without changing the function. Every z is taken with both signs, so that the slope of the loss does not add to the
+    variance. Afterwards weights, ``.grad`` and the random state are what they were.
 
     Costs 1 + 2 * probes forward passes.
 

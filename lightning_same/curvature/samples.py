@@ -12,7 +12,7 @@ def sample_counts(batches: Sequence[Any] | None, samples: int | Sequence[int] | 
     Args:
         batches: the batches; None stands for a single loss.
         samples: the numbers, if given.
-        one_process: whether no other process measures too; a single loss then weighs the same whatever its number.
+        one_process: whether this process measures alone; the number of samples of a single loss then does not matter.
 
     Raises:
         ValueError: if they are missing, ambiguous, negative or not one for each batch.

@@ -23,7 +23,7 @@ class HessianTrace(NamedTuple):
         low: lower end of the confidence interval.
         high: upper end of the confidence interval.
         standard_error: standard deviation of ``value``, estimated from the probes.
-        hvps: Hessian-vector products taken.
+        hvps: number of Hessian-vector products.
         samples: number of samples that the loss is a mean over, on all processes.
     """
 
@@ -46,7 +46,7 @@ class SpectralDensity(NamedTuple):
         weights: shape (nodes,): the share of the eigenvalues at each node; they sum to 1.
             ``(weights * f(nodes)).sum()`` estimates the mean of f over the eigenvalues.
         width: standard deviation of the Gaussian that stands for each node in ``density``.
-        hvps: Hessian-vector products taken.
+        hvps: number of Hessian-vector products.
         samples: number of samples that the loss is a mean over, on all processes.
     """
 
@@ -70,7 +70,7 @@ def hessian_trace(
     r"""The trace of the Hessian, by Hutchinson's estimator: the mean of z'Hz over random signs z.
 
     The variance of the estimate is 2 / probes times the sum of the squared off-diagonal elements; for a diagonal
-    Hessian it is exact. The interval is Student's t. Costs one product per probe; the host reads once, at the end.
+    Hessian it is exact. The interval is Student's t. Costs one product per probe, and one host sync at the end.
 
     Args:
         hessian: a `Hessian` or another `Operator`; or in its place the arguments of `Hessian`, as in

@@ -6,7 +6,7 @@ from .data.digits import DigitsData
 from .data.fashion_mnist import FashionMNISTData
 from .data.noisy_images import NoisyImageData
 from .images import Batch
-from .models import ResNet18, ResNet34, SmallCNN, ViTTiny, WideResNet
+from .models import ResNet18, ResNet34, SmallCNN, SmallMLP, ViTTiny, WideResNet
 from .noise import (
     asymmetric_noise,
     human_labels,
@@ -26,6 +26,7 @@ __all__ = [
     "ResNet18",
     "ResNet34",
     "SmallCNN",
+    "SmallMLP",
     "ViTTiny",
     "WideResNet",
     "asymmetric_noise",

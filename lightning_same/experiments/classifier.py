@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_same.experiments.images import Batch
+from lightning_same.rules.settings import check_int, check_number
 
 
 class Scores(Metric):
@@ -71,10 +72,14 @@ class ImageClassifier(LightningModule):
 
     Args:
         model: gives logits (n, num_classes) for images (n, channels, height, width).
-        num_classes: number of classes.
-        lr: learning rate at the start; falls to 0 along a half cosine over ``trainer.max_epochs``, once per epoch.
-        momentum: momentum of SGD.
-        weight_decay: L2 weight decay of SGD, on every parameter.
+        num_classes: number of classes, at least 2: as many as the data have and the model gives.
+        lr: learning rate at the start, >= 0; falls to 0 along a half cosine over ``trainer.max_epochs``, once per
+            epoch.
+        momentum: momentum of SGD, from 0 to below 1.
+        weight_decay: L2 weight decay of SGD, on every parameter; >= 0.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -83,9 +88,10 @@ class ImageClassifier(LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
         self.model = model
-        self.lr = lr
-        self.momentum = momentum
-        self.weight_decay = weight_decay
+        self.num_classes = check_int(self, "num_classes", num_classes, at_least=2)
+        self.lr = check_number(self, "lr", lr, at_least=0)
+        self.momentum = check_number(self, "momentum", momentum, at_least=0, below=1)
+        self.weight_decay = check_number(self, "weight_decay", weight_decay, at_least=0)
         self.train_scores, self.train_eval_scores, self.val_scores, self.test_scores = (Scores() for _ in range(4))
 
     @override
@@ -94,9 +100,47 @@ class ImageClassifier(LightningModule):
         logits: Tensor = self.model(image)
         return logits
 
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse data of another number of classes.
+
+        Raises:
+            ValueError: names both numbers.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            self.check_classes(data)
+
+    def check_classes(self, data: LightningDataModule) -> None:
+        """Refuse data of another number of classes, where they say their ``num_classes``.
+
+        Raises:
+            ValueError: names both numbers.
+        """
+        classes = getattr(data, "num_classes", self.num_classes)
+        if classes != self.num_classes:
+            raise ValueError(
+                f"{type(self).__name__}: `num_classes` must be {classes}, as {type(data).__name__} has, got"
+                f" {self.num_classes}."
+            )
+
     def losses(self, batch: Batch) -> Tensor:
-        """The loss of each sample on the labels given, of shape (n,)."""
-        return F.cross_entropy(self(batch.image), batch.label, reduction="none")
+        """The loss of each sample on the labels given, of shape (n,).
+
+        Raises:
+            ValueError: if the model gives another number of logits than there are classes.
+        """
+        return F.cross_entropy(self._logits(batch), batch.label, reduction="none")
+
+    def _logits(self, batch: Batch) -> Tensor:
+        logits: Tensor = self(batch.image)
+        if logits.shape != (len(batch.image), self.num_classes):
+            raise ValueError(
+                f"{type(self).__name__}: {type(self.model).__name__} must give logits of shape"
+                f" {(len(batch.image), self.num_classes)}, got {tuple(logits.shape)}. Its own `num_classes` must be"
+                f" {self.num_classes}, too."
+            )
+        return logits
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -131,7 +175,7 @@ class ImageClassifier(LightningModule):
         self._log("test", ("loss", "accuracy"), ("accuracy",))
 
     def _score(self, scores: Scores, batch: Batch) -> Tensor:
-        logits: Tensor = self(batch.image)
+        logits = self._logits(batch)
         losses = F.cross_entropy(logits, batch.label, reduction="none")
         scores.update(losses.detach(), logits.argmax(1), batch)
         return losses

@@ -1,13 +1,16 @@
 """Reference models."""
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 from torchvision.models.resnet import BasicBlock, ResNet
-from torchvision.ops import Conv2dNormActivation
+from torchvision.ops import MLP, Conv2dNormActivation
 from typing_extensions import override
+
+from lightning_same.rules.settings import check_int
 
 GROUP = 4
 """Channels in a group of GroupNorm."""
@@ -29,18 +32,17 @@ class SmallCNN(nn.Module):
             ``"none"`` for none. Under BatchNorm a sample's loss depends on the others of its batch.
 
     Raises:
-        ValueError: if ``norm`` is none of the three, or ``width`` cannot be cut into groups.
+        ValueError: if ``norm`` is none of the three, a number is below 1, or ``width`` cannot be cut into groups.
     """
 
     def __init__(
         self, num_classes: int, in_channels: int = 1, width: int = 32, pool: int = 1, norm: Norm = "batch"
     ) -> None:
         super().__init__()
-        if norm not in get_args(Norm):
-            raise ValueError(f"SmallCNN: `norm` must be one of {', '.join(get_args(Norm))}, got {norm!r}.")
-        if norm == "group" and width % GROUP:
-            raise ValueError(f"SmallCNN: with `norm='group'` `width` must be a multiple of {GROUP}, got {width!r}.")
-        layer = {"batch": nn.BatchNorm2d, "group": _groups_of_channels, "none": None}[norm]
+        sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "pool": pool}
+        for name, size in sizes.items():
+            check_int(self, name, size, at_least=1)
+        layer = _layer(type(self).__name__, norm, width, nn.BatchNorm2d)
         self.features = nn.Sequential(
             Conv2dNormActivation(in_channels, width, stride=2, norm_layer=layer),
             Conv2dNormActivation(width, 2 * width, stride=2, norm_layer=layer),
@@ -55,6 +57,48 @@ class SmallCNN(nn.Module):
         """Logits (n, num_classes) of images (n, in_channels, height, width), of any size."""
         logits: Tensor = self.head(self.features(image))
         return logits
+
+
+class SmallMLP(nn.Module):
+    """Two linear layers with a norm and ReLU over the flattened image, and a third that gives the logits.
+
+    It fits wrong labels in a small part of the time that a convolutional network takes for them.
+
+    Args:
+        num_classes: number of classes.
+        in_features: elements of an image: channels times height times width.
+        width: outputs of the first two layers.
+        norm: after each of them: ``"batch"`` for BatchNorm, ``"group"`` for GroupNorm in groups of 4, ``"none"`` for
+            none. Under BatchNorm a sample's loss depends on the others of its batch.
+
+    Raises:
+        ValueError: if ``norm`` is none of the three, or ``width`` cannot be cut into groups.
+    """
+
+    def __init__(self, num_classes: int, in_features: int = 784, width: int = 256, norm: Norm = "batch") -> None:
+        super().__init__()
+        layer = _layer(type(self).__name__, norm, width, nn.BatchNorm1d)
+        self.layers = nn.Sequential(nn.Flatten(), MLP(in_features, [width, width, num_classes], norm_layer=layer))
+
+    @override
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (n, num_classes) of images (n, channels, height, width)."""
+        logits: Tensor = self.layers(image)
+        return logits
+
+
+def _layer(model: str, norm: Norm, width: int, batch_norm: type[nn.Module]) -> Callable[[int], nn.Module] | None:
+    """What makes the norm of so many channels, or None for none."""
+    if norm not in get_args(Norm):
+        raise ValueError(f"{model}: `norm` must be one of {', '.join(get_args(Norm))}, got {norm!r}.")
+    if norm == "group" and width % GROUP:
+        raise ValueError(f"{model}: with `norm='group'` `width` must be a multiple of {GROUP}, got {width!r}.")
+    layers: dict[Norm, Callable[[int], nn.Module] | None] = {
+        "batch": batch_norm,
+        "group": _groups_of_channels,
+        "none": None,
+    }
+    return layers[norm]
 
 
 def _groups_of_channels(channels: int) -> nn.GroupNorm:

@@ -14,6 +14,7 @@ import torchmetrics
 from torch import Tensor, nn
 
 from lightning_same.replay.batch import ATOMS, overlaps, storage_of
+from lightning_same.replay.frozen import FrozenCopies
 from lightning_same.replay.random_state import random_state
 from lightning_same.replay.tensor_copies import TensorCopies
 from lightning_same.trainer.distributed import reshard
@@ -64,6 +65,7 @@ class Snapshot:
         unheld: parameters that somebody else takes care of; they and what shares their memory are left alone.
         device: the accelerator whose random state belongs to it, if any, as those of ``unheld``'s devices do.
         modes: whether the modes of the submodules, "train" or "eval", are part of it.
+        frozen: copies of parameters that are not trained, which are taken from there if they are still right.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Snapshot:
         device: torch.device | None = None,
         *,
         modes: bool = True,
+        frozen: FrozenCopies | None = None,
     ) -> None:
         devices = dict.fromkeys([device, *[param.device for param in unheld]])
         self.undo = random_state(*devices)
@@ -91,8 +94,12 @@ class Snapshot:
             for undo in self.undo:
                 undo()
         self.hold_modules(modules)
-        self._requires_grad = self._hold_parameters(modules)
-        self._copies = TensorCopies(self._to_copy.values())
+        params = parameters_of(modules)
+        self._requires_grad = [(param, param.requires_grad) for param in params]
+        self._copies = [TensorCopies(self._to_copy.values())]
+        held = self._frozen_to_hold(params)
+        if held:
+            self._copies.append((frozen or FrozenCopies()).of(held))
         del self._seen, self._to_copy
 
     def restore(self) -> None:
@@ -114,11 +121,13 @@ class Snapshot:
         for param, requires_grad in self._requires_grad:
             if param.requires_grad != requires_grad:
                 param.requires_grad_(requires_grad)
-        self._copies.restore()
+        for copies in self._copies:
+            copies.restore()
 
     def release(self, params: Sequence[Tensor]) -> None:
         """Put the values of these parameters back for the last time: from now on somebody else takes care of them."""
-        self._copies.release(params)
+        for copies in self._copies:
+            copies.release(params)
 
     def hold(self, value: Any, deep: bool = True) -> None:
         """Hold what can change inside ``value`` while it stays the same object."""
@@ -162,7 +171,11 @@ class Snapshot:
         One with a history is a result of the forward: it is replaced, never written to. One that holds an element at
         several places cannot be written to either, nor one that is not there yet.
         """
-        if (
+        if self._is_state(tensor):
+            self._to_copy[id(tensor)] = tensor
+
+    def _is_state(self, tensor: Tensor) -> bool:
+        return (
             id(tensor) not in self._to_copy
             and not nn.parameter.is_lazy(tensor)
             and tensor.grad_fn is None
@@ -170,8 +183,7 @@ class Snapshot:
             and not tensor.is_nested
             and storage_of(tensor) not in self._unheld_storages
             and not (tensor.layout == torch.strided and overlaps(tensor))
-        ):
-            self._to_copy[id(tensor)] = tensor
+        )
 
     def hold_container(self, container: Any, items: Collection[Any], deep: bool) -> None:
         """Hold a list, dict, set or deque: its items and, if ``deep``, what can change inside them."""
@@ -185,9 +197,8 @@ class Snapshot:
             for item in items:
                 self.hold(item)
 
-    def _hold_parameters(self, modules: Iterable[nn.Module]) -> list[tuple[Tensor, bool]]:
-        """Hold the parameters that nobody else takes care of; returns which require a gradient."""
-        params = parameters_of(modules)
+    def _frozen_to_hold(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """The parameters that nobody else takes care of; none if they are too large."""
         unheld = {id(param) for param in self._unheld}
         frozen = [
             param
@@ -196,10 +207,10 @@ class Snapshot:
             and not nn.parameter.is_lazy(param)
             and storage_of(param) not in self._unheld_storages
         ]
-        if frozen and sum(param.nbytes for param in frozen) <= self._size_limit:
-            for param in frozen:
-                self.hold_tensor(param)
-        return [(param, param.requires_grad) for param in params]
+        if sum(param.nbytes for param in frozen) > self._size_limit:
+            return []
+        # A shared one comes once for each module, and a module's attribute may hold it, too.
+        return [param for param in dict.fromkeys(frozen) if self._is_state(param)]
 
     @cached_property
     def _unheld_storages(self) -> set[int]:

@@ -4,16 +4,16 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from lightning_same.gradients.sharding import local
+from lightning_same.gradients.pieces import flattened
+from lightning_same.gradients.sharding import PLAIN, local
 
 
 class TensorCopies:
     """The values of tensors at one moment.
 
-    Tensors of one dtype and device are copied into one block, by one operation; others, such as sparse ones, one by
-    one. Of sharded tensors, the elements on this process.
+    Tensors of one dtype and device are copied into one block, by one operation; those that are sparse or have gaps, one
+    by one. Of sharded tensors, the elements on this process.
 
     Args:
         tensors: any, each once.
@@ -28,8 +28,7 @@ class TensorCopies:
         with torch.no_grad():
             for tensor in tensors:
                 shard = local(tensor)
-                dense = type(shard) is Tensor or type(shard) is torch.nn.Parameter
-                dense = dense and shard.layout == torch.strided and shard.is_contiguous()
+                dense = type(shard) in PLAIN and shard.layout == torch.strided and flattened(shard) is not None
                 groups.setdefault((shard.dtype, shard.device) if dense else id(tensor), []).append(tensor)
             self._groups = [(group, _copies(list(map(local, group)))) for group in groups.values()]
 
@@ -76,9 +75,13 @@ class TensorCopies:
 def _copies(group: list[Tensor]) -> list[Tensor]:
     if len(group) == 1:
         return [group[0].detach().clone()]
-    plain = [tensor.detach() for tensor in group]
-    block = _flatten_dense_tensors(plain)  # type: ignore[no-untyped-call]
-    return list(_unflatten_dense_tensors(block, plain))  # type: ignore[no-untyped-call]
+    # As vectors, in the order of their memory: channels_last keeps its own.
+    flat = [vector for tensor in group for vector in flattened(tensor.detach()) or ()]
+    parts = torch.cat(flat).split_with_sizes([vector.numel() for vector in flat])
+    return [
+        part.as_strided(tensor.shape, tensor.stride(), part.storage_offset())
+        for part, tensor in zip(parts, group, strict=True)
+    ]
 
 
 def _must_be_written(tensor: Tensor, copy: Tensor) -> bool:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import lightning.pytorch as pl
 from torch import Tensor
 
+from lightning_same.replay.frozen import FrozenCopies
 from lightning_same.replay.muting import muted
 from lightning_same.replay.replaying import as_replay
 from lightning_same.replay.snapshot import Snapshot
@@ -19,10 +20,17 @@ class ReplayState:
         trainer: the module's Trainer.
         module: the module.
         unheld: parameters that somebody else puts back.
+        frozen: copies of parameters that are not trained, which are taken from there if they are still right.
     """
 
-    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, unheld: Sequence[Tensor] = ()) -> None:
-        self.module = Snapshot(module, unheld, module.device)
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        unheld: Sequence[Tensor] = (),
+        frozen: FrozenCopies | None = None,
+    ) -> None:
+        self.module = Snapshot(module, unheld, module.device, frozen=frozen)
         self.trainer = TrainerState(trainer)
 
     def restore(self) -> None:

@@ -15,7 +15,7 @@ from lightning_same.rules.perturbations import Normalized, Perturbation
 from lightning_same.rules.perturbed_weights import perturbed_weights
 from lightning_same.rules.progress import Progress
 from lightning_same.rules.schedules import Schedule, value
-from lightning_same.rules.settings import Settings, check_number
+from lightning_same.rules.settings import LARGEST_RADIUS, Settings, check_number
 from lightning_same.rules.state import Memory
 from lightning_same.rules.timing import EveryStep, Timing
 
@@ -42,8 +42,9 @@ class Rule(Settings):
     `Progress`.
 
     Args:
-        rho: radius of the perturbation, in units of the weights (for ASAM: relative to them); >= 0. With 0 both passes
-            still run, at the same point. A schedule lets it change as training goes on.
+        rho: radius of the perturbation, in units of the weights (for ASAM: relative to them); from 0 to 1.8e19, whose
+            square float32 still holds. With 0 both passes still run, at the same point. A schedule lets it change as
+            training goes on.
         perturbation: how e is computed. Default: SAM's `Normalized`.
         combination: how d is made of g and s. Default: SAM's `Perturbed`.
         timing: which steps perturb. Default: `EveryStep`.
@@ -77,7 +78,9 @@ class Rule(Settings):
         combination: Combination | None = None,
         timing: Timing | None = None,
     ) -> None:
-        self.rho = rho if isinstance(rho, Schedule) else check_number(self, "rho", rho, at_least=0)
+        self.rho = (
+            rho if isinstance(rho, Schedule) else check_number(self, "rho", rho, at_least=0, at_most=LARGEST_RADIUS)
+        )
         self.perturbation = Normalized() if perturbation is None else perturbation
         self.combination = Perturbed() if combination is None else combination
         self.timing = EveryStep() if timing is None else timing

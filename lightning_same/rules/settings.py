@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 LARGEST = 3.4028234663852886e38
 """The largest finite float32."""
 
+LARGEST_RADIUS = 1.8e19
+"""The largest radius: float32 still holds its square, which a norm of e is the root of."""
+
 
 class Settings:
     """A value that is shown and compared by the arguments of its constructor.
@@ -83,7 +86,7 @@ def check_number(
         bounds += [f"> {above:g}"] * (above > -math.inf)
         bounds += [f"<= {at_most:g}"] * (at_most < math.inf)
         bounds += [f"< {below:g}"] * (below < math.inf)
-        too_large = _is_number(value) and LARGEST < abs(value) < math.inf
+        too_large = at_most == math.inf and _is_number(value) and LARGEST < abs(value) < math.inf
         bounds += [f"within float32's range of +-{LARGEST:.3g}"] * too_large
         expected = " ".join(["a finite number", " and ".join(bounds)]).strip()
         raise ValueError(f"{type(owner).__name__}: `{name}` must be {expected}, got {_shown(value)}.")

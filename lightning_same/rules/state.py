@@ -169,7 +169,13 @@ class Memory:
         Args:
             state: what `state_dict` has returned.
             params: the parameters by name. Tensors of unknown names are dropped.
+
+        Raises:
+            ValueError: if it is nothing that `state_dict` returns, or a tensor is not of its parameter's shape.
         """
+        wrong = _why_not_loaded(state, params)
+        if wrong:
+            raise ValueError(f"What the rule has kept cannot be restored: {wrong}. Was the checkpoint file changed?")
         self.numbers = dict(state["numbers"])
         self._tensors = {
             name: {params[key]: spread_like(value, params[key]) for key, value in kept.items() if key in params}
@@ -178,6 +184,30 @@ class Memory:
 
     def __bool__(self) -> bool:
         return bool(self.numbers or self._tensors)
+
+
+def _why_not_loaded(state: Any, params: Mapping[str, Tensor]) -> str:
+    """What is wrong with a state that is to be loaded; empty if nothing is."""
+    if not isinstance(state, Mapping) or not {"numbers", "tensors"} <= state.keys():
+        return f"its memory must hold `numbers` and `tensors`, got {_kind(state)}"
+    numbers, tensors = state["numbers"], state["tensors"]
+    if not isinstance(numbers, Mapping) or not all(type(value) in (int, float) for value in numbers.values()):
+        return f"`numbers` must be numbers by name, got {_kind(numbers)}"
+    if not isinstance(tensors, Mapping):
+        return f"`tensors` must be tensors by name, got {_kind(tensors)}"
+    for name, kept in tensors.items():
+        if not isinstance(kept, Mapping):
+            return f"`{name}` must hold a tensor for each parameter, got {_kind(kept)}"
+        for key, value in kept.items():
+            if key in params and not (isinstance(value, Tensor) and value.shape == params[key].shape):
+                return f"`{name}` of {key} must be a tensor of shape {tuple(params[key].shape)}, got {_kind(value)}"
+    return ""
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"one of shape {tuple(value.shape)}"
+    return f"a mapping with {list(value)!r:.100}" if isinstance(value, Mapping) else f"{value!r:.100}"
 
 
 def _buffer(buffers: dict[Tensor, Tensor], param: Tensor, like: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ def is_of_a_checkpoint_file(error: BaseException) -> bool:
     return False
 
 
-def is_of_a_restored_optimizer(error: BaseException) -> bool:
-    """Whether a step of torch's optimizers has found something in its state that it does not understand.
+def is_of_what_was_restored(error: BaseException) -> bool:
+    """Whether torch's optimizers or Lightning's loops have found something in their state that they do not understand.
 
     After a fit has been resumed, that is what the checkpoint file holds: it is put in place as it is.
     """
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    wrong = isinstance(error, AttributeError | KeyError | TypeError)
-    return wrong and bool(frames) and frames[-1].startswith("torch.") and any("torch.optim." in name for name in frames)
+    if not frames or not isinstance(error, AttributeError | KeyError | TypeError):
+        return False
+    of_an_optimizer = frames[-1].startswith("torch.") and any("torch.optim." in name for name in frames)
+    return of_an_optimizer or frames[-1].startswith("lightning.pytorch.loops.")

@@ -88,7 +88,10 @@ class TwoPassCallback(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._loaded = checkpoint.get("lightning_same", {})
+        loaded = checkpoint.get("lightning_same", {})
+        if not isinstance(loaded, dict):
+            raise ValueError(f"The checkpoint file's entry `lightning_same` must be a dict, got {loaded!r:.100}.")
+        self._loaded = loaded
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

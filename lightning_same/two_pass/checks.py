@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_same.rules.base import Rule
-from lightning_same.rules.settings import is_finite
+from lightning_same.rules.settings import LARGEST_RADIUS, is_finite
 from lightning_same.rules.timing import Timing
 from lightning_same.trainer.distributed import ddp_model
 from lightning_same.two_pass.module import TwoPassModule
@@ -192,9 +192,12 @@ def check_optimizer(optimizer: Optimizer, module: pl.LightningModule) -> None:
             " set `sam = None`."
         )
     for index, group in enumerate(optimizer.param_groups):
-        if "rho" in group and "rho" not in optimizer.defaults and not (is_finite(group["rho"]) and group["rho"] >= 0):
+        if "rho" not in group or "rho" in optimizer.defaults:
+            continue
+        if not (is_finite(group["rho"]) and 0 <= group["rho"] <= LARGEST_RADIUS):
             raise ValueError(
-                f"{name}: `rho` of parameter group {index} must be a finite number >= 0, got {group['rho']!r}."
+                f"{name}: `rho` of parameter group {index} must be a finite number >= 0 and <= {LARGEST_RADIUS:g}, got"
+                f" {group['rho']!r}."
             )
 
 

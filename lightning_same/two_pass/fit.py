@@ -25,6 +25,7 @@ class Fit:
         memories: what the rule carries from step to step, one for each optimizer.
         skipped_steps: how many steps were dropped because they were not finite.
         writes_weights: whether training steps write to trained weights; None before the first step that perturbs.
+        is_radius_checked: whether it was seen that the gradient is finite at the first w + e.
         is_replay_checked: whether a replay of pass one has been compared with it.
         checked: the last rule for which the module and the Trainer were checked.
     """
@@ -37,6 +38,7 @@ class Fit:
         self.checked: Rule | None = module.sam
         self.writes_weights: bool | None = None
         self.is_replay_checked = False
+        self.is_radius_checked = False
 
     @property
     def is_sharded(self) -> bool:
@@ -63,10 +65,20 @@ class Fit:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned, and from nothing else: a search for a learning rate has stepped."""
+        """Go on from what `state_dict` returned, and from nothing else: a search for a learning rate has stepped.
+
+        Raises:
+            ValueError: if that is something else.
+        """
+        memories, skipped = state.get("memories", []), state.get("skipped_steps", 0)
+        if not isinstance(memories, list) or type(skipped) is not int:
+            raise ValueError(
+                "The entry `lightning_same` of the checkpoint file must hold a list `memories` and a whole number"
+                f" `skipped_steps`, got {memories!r:.100} and {skipped!r:.100}."
+            )
         reshard(modules_of(self.module))
         params = dict(self.module.named_parameters())
         empty: dict[str, Any] = {"numbers": {}, "tensors": {}}
-        for memory, saved in zip_longest(self.memories, state.get("memories", [])[: len(self.memories)]):
-            memory.load_state_dict(saved or empty, params)
-        self.skipped_steps = state.get("skipped_steps", 0)
+        for memory, saved in zip_longest(self.memories, memories[: len(self.memories)]):
+            memory.load_state_dict(empty if saved is None else saved, params)
+        self.skipped_steps = skipped

@@ -99,8 +99,9 @@ def check_apart(base: Iterable[Tensor], perturbed: Iterable[Tensor], name: str) 
         RuntimeError: if both lie in the same memory, which a CUDA graph of the user's own writes to.
     """
     for g, s in zip(base, perturbed, strict=True):
-        here, there = local(g), local(s)
-        if here.numel() and here.data_ptr() == there.data_ptr():
+        address = local(g).data_ptr()
+        # An empty tensor has none.
+        if address and address == local(s).data_ptr():
             raise RuntimeError(
                 f"{name}: pass two has written its gradient where that of pass one was, as CUDA graphs by"
                 " torch.cuda.make_graphed_callables do. Use torch.compile instead, or a rule that needs no gradient of"

@@ -34,7 +34,8 @@ class TwoPassOptions(Settings):
             schedulers and ``global_step`` go on, and ``sam/skipped_steps`` counts. Costs one wait for the device per
             step. Buffers, such as BatchNorm's averages, have seen the batch. With a loss scaler, the scaler skips.
         check_replay: on the first step of a fit that perturbs, replay pass one at w once and warn if loss or gradient
-            differ, naming what is not put back. Costs one forward-backward pass per fit, two where they differ.
+            differ, naming what is not put back. Costs one forward-backward pass per fit, two where they differ. In
+            that step it is also told if the gradient is inf or NaN at w + e and not at w: the radius is too large.
 
     Raises:
         ValueError: if an argument is not one of its choices.

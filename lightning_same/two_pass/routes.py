@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_same.replay.batch import copy_of
 from lightning_same.replay.fingerprint import fingerprint
+from lightning_same.replay.frozen import FrozenCopies
 from lightning_same.replay.undisturbed import ReplayState
 from lightning_same.trainer.distributed import ddp_model, unsynchronized
 from lightning_same.trainer.loop import batches_seen, is_accumulating, opens_window, skips_backward
@@ -84,6 +85,7 @@ class AutomaticRoute(Route):
     def __init__(self, fit: Fit) -> None:
         super().__init__(fit)
         self._window: list[MicroBatch] = []
+        self._frozen = FrozenCopies()
         self._finished_batch = -1
         self._has_stepped = True
         # Not the Trainer's hooks: while it looks for a batch size, no callback hears of a batch.
@@ -103,7 +105,8 @@ class AutomaticRoute(Route):
         trainer = self.fit.trainer
         # A fit that resumes inside a window opens its step at that micro-batch.
         if self.step is None or opens_window(trainer):
-            self.step, self._window = open_step(self.fit, 0, trainer.global_step, total_steps(trainer)), []
+            self._close_window()
+            self.step = open_step(self.fit, 0, trainer.global_step, total_steps(trainer))
         step = self.step
         if skips_backward(trainer):
             return self._own_training_step(*args)
@@ -142,7 +145,7 @@ class AutomaticRoute(Route):
                 check_replay(step, self._start, self._window[0].before.restore, replay, self._losses)
                 self.fit.is_replay_checked, self._start = True, None
             step.second_pass(self._replay, self._release, last=due)
-            self._window = []
+            self._close_window()
         step.end_micro_batch()
         if due:
             step.finish()
@@ -168,8 +171,12 @@ class AutomaticRoute(Route):
     def _micro_batch(self, args: tuple[Any, ...]) -> MicroBatch:
         fit = self.fit
         ddp = ddp_model(fit.trainer)
-        before = ReplayState(fit.trainer, fit.module, fit.stepped_parameters())
+        before = ReplayState(fit.trainer, fit.module, fit.stepped_parameters(), self._frozen)
         return MicroBatch(copy_of(args), before, ddp is not None and ddp.require_forward_param_sync)
+
+    def _close_window(self) -> None:
+        self._window = []
+        self._frozen.forget()
 
     def _release(self, params: Sequence[Tensor]) -> None:
         for micro_batch in reversed(self._window):  # The values before the first one are those that stay.

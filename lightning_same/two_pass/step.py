@@ -33,6 +33,7 @@ from lightning_same.two_pass.checks import check_module, check_options, check_ru
 from lightning_same.two_pass.fit import Fit
 from lightning_same.two_pass.gradient_store import GradientStore, check_apart
 from lightning_same.two_pass.options import TwoPassOptions
+from lightning_same.two_pass.radius_check import check_radius
 from lightning_same.two_pass.written_weights import WeightsBefore
 
 
@@ -264,6 +265,7 @@ class TwoPassStep(Step):
         if not (params and self.rule.timing.confirmed(direction, self._progress, memory)):
             return
         self._has_perturbed = True
+        finite_at_w = self._looked_at(direction)
         keeps_base = self.rule.combination.needs_grads or bool(self._observers())
         others = [param for param in parameters_of(modules) if param not in radii]
         average_is_there: Callable[[], None] = _nothing
@@ -297,6 +299,10 @@ class TwoPassStep(Step):
         if not self.is_local:
             # Not reached at w + e: the gradient there is zero, while the optimizer steps the parameter.
             fill_missing_grads(params)
+        if finite_at_w is not None:
+            self.fit.is_radius_checked = True
+            reached = [param for param in params if param.grad is not None]
+            check_radius(type(self.module).__name__, self.rule, self.rho, finite_at_w, grads_of(reached))
 
     @override
     def end_micro_batch(self) -> None:
@@ -376,6 +382,11 @@ class TwoPassStep(Step):
         if scale is None and parts == 1:
             return grads
         return list(torch._foreach_mul(grads, parts if scale is None else parts / scale))
+
+    def _looked_at(self, grads: list[Tensor]) -> Tensor | None:
+        """Whether g is finite, on the first perturbation of a fit; None on others, and where a loss scaler tells."""
+        is_first = self._options.check_replay and not self.fit.is_radius_checked and self.rho > 0
+        return all_finite(grads) if is_first and loss_scale(self.trainer, self.module.device) is None else None
 
     def _show(self, gradients: TwoGradients) -> None:
         for observer in self._observers():

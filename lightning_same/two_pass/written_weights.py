@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from lightning_same.gradients.sharding import any_sharded, local
+from lightning_same.replay.frozen import marks_of
 from lightning_same.replay.tensor_copies import TensorCopies
 
 
@@ -26,18 +25,9 @@ class WeightsBefore:
 
     def __init__(self, params: Sequence[Tensor], copy: bool) -> None:
         self.params = params
-        self._marks = _marks(params)
+        self._marks = marks_of(params)
         self.copies = TensorCopies(params) if copy else None
 
     def were_written(self) -> bool:
         """Whether somebody has written to them since."""
-        return _marks(self.params) != self._marks or (self.copies is not None and self.copies.differ())
-
-
-def _marks(params: Sequence[Tensor]) -> list[tuple[int, ...]]:
-    """What changes when a tensor, or this process's part of it, is written to, or when ``.data`` is replaced."""
-    if not any_sharded(params):
-        return [(param._version, param.data_ptr()) for param in params]
-    # An operation on a sharded tensor counts at the tensor, one on the shard at the shard.
-    with torch.no_grad():
-        return [(param._version, (shard := local(param))._version, shard.data_ptr()) for param in params]
+        return marks_of(self.params) != self._marks or (self.copies is not None and self.copies.differ())

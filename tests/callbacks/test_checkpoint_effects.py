@@ -51,7 +51,7 @@ class Softmax(pl.LightningModule):
 
     @override
     def val_dataloader(self) -> Any:
-        return loader(16, 8, self.dtype)
+        return loader(14, 8, self.dtype)  # The second batch is smaller.
 
 
 def rows_of(mixed: bool, **options: Any) -> tuple[list[dict[str, float]], list[Tensor]]:
@@ -82,7 +82,7 @@ def expected_rows(rho: float = RHO, mixed: bool = False) -> list[dict[str, float
     with float64():
         module = build(Softmax)
     w = module.linear.weight.detach().numpy().copy()
-    val_x, val_y = (torch.cat(parts).numpy() for parts in zip(*loader(16, 8, torch.float64), strict=True))
+    val_x, val_y = (torch.cat(parts).numpy() for parts in zip(*loader(14, 8, torch.float64), strict=True))
     rows = []
     for batch_x, batch_y in loader(48, 8, torch.float64):
         x, y = batch_x.numpy(), batch_y.numpy()

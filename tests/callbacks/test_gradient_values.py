@@ -284,3 +284,14 @@ def test_the_steps_norm_is_not_the_loss_scalers(rule: Any) -> None:
         logged.append([row["grad_norm/step"] for _, row in rows])
     assert logged[0] == pytest.approx(logged[1], rel=1e-3)
     assert all(0 < norm < 10 for norm in logged[0])
+
+
+def test_monitors_of_several_radii_probe_for_themselves() -> None:
+    def perturbed(*monitors: GradientNormMonitor) -> list[float]:
+        rows = rows_of(build(Plain), *monitors, max_steps=1)
+        return [value for _, row in rows for key, value in row.items() if key.endswith("/perturbed")]
+
+    near, far = perturbed(GradientNormMonitor(rho=0.05)), perturbed(GradientNormMonitor(rho=0.5))
+    assert near != far
+    both = perturbed(GradientNormMonitor(rho=0.05), GradientNormMonitor(rho=0.5, name="far"))
+    assert sorted(both) == sorted(near + far)

@@ -193,3 +193,15 @@ def test_a_process_without_samples_of_a_kind_meets_the_others_in_the_forward(ran
         loss = nn.functional.cross_entropy(module(x[mine & (y == 0)]), y[mine & (y == 0)])
         expected = np.linalg.norm(flat(torch.autograd.grad(loss, list(module.parameters()))))
     assert rows[0]["grad_norm_noisy/base"] == pytest.approx(expected)
+
+
+def test_a_lone_sample_of_a_kind_counts_where_no_layer_mixes_samples() -> None:
+    def first(batch: Any) -> Tensor:
+        return torch.arange(len(batch[0])) == 0
+
+    ((_, row),) = rows_of(build(Plain), GradientNormMonitor(noisy_mask=first), max_steps=1)
+    module = build(Plain)
+    x, y = next(iter(module.train_dataloader()))
+    for part, rows in (("noisy", slice(0, 1)), ("clean", slice(1, None))):
+        g = torch.autograd.grad(module.training_step([x[rows], y[rows]], 0), list(module.parameters()))
+        assert row[f"grad_norm_{part}/base"] == pytest.approx(np.linalg.norm(flat(g)), rel=1e-5)

@@ -74,6 +74,16 @@ def test_the_gap_is_that_of_the_rule() -> None:
     assert gap(ASAM(0.4)) != pytest.approx(gap(SAM(0.4)), rel=1e-2)
 
 
+def test_the_gap_is_at_the_radius_of_the_moment() -> None:
+    """After three of twelve steps a radius that falls from 0.4 to 0 is 0.3."""
+    monitors = [SharpnessMonitor(every_n_steps=3), SharpnessMonitor(every_n_steps=3, rho=0.3, name="fixed")]
+    logger = RowLogger()
+    fit(with_sam(build(Plain), SAM(Linear(0.4, 0.0))), callbacks=monitors, logger=logger, max_epochs=2)
+    gaps = [{key: row[key] for key in row if key.endswith("ascent_gap")} for step, row in logger.rows if step == 3]
+    (own, fixed) = (next(row[key] for row in gaps if key in row) for key in (GAP, "sharpness/fixed/ascent_gap"))
+    assert own == pytest.approx(fixed, rel=1e-5)
+
+
 def test_a_group_with_radius_0_is_not_perturbed() -> None:
     class Grouped(Plain):
         def configure_optimizers(self) -> Any:

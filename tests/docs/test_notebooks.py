@@ -47,10 +47,32 @@ def printed(notebook: nbformat.NotebookNode) -> str:
     return "".join(output.get("text", "") for output in outputs)
 
 
+def last_accuracies(notebook: nbformat.NotebookNode) -> dict[str, float]:
+    """The accuracy on the test images at the end of each training, out of the notebook's table."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    (table,) = [
+        text for text in (output.get("data", {}).get("text/plain", "") for output in outputs) if "test acc" in text
+    ]
+    rows = re.findall(r"^(\S.*?) {2,}([\d.]+) {2,}[\d.]+$", table, re.MULTILINE)
+    return {name: float(accuracy) for name, accuracy in rows}
+
+
 @pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != "loggers"])
 def test_a_notebook_runs(name: str, folder: Path) -> None:
     where = ROOT / "notebooks" if name in IN_A_CLONE else folder
-    assert pictures(ran(name, where)), "a notebook without a picture has drawn nothing"
+    notebook = ran(name, where)
+    assert pictures(notebook), "a notebook without a picture has drawn nothing"
+    if name == "quick_start":
+        assert_sam_gains(notebook)
+
+
+def assert_sam_gains(notebook: nbformat.NotebookNode) -> None:
+    accuracies = last_accuracies(notebook)
+    assert accuracies["SAM, rho 0.6"] > accuracies["SGD"] + 0.15, accuracies
+
+
+def test_the_quick_start_shows_a_gain_that_one_can_see() -> None:
+    assert_sam_gains(read("quick_start"))
 
 
 def test_every_logger_that_is_installed_gets_the_same_keys(folder: Path) -> None:

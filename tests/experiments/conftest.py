@@ -1,11 +1,11 @@
 """A study, its results by the command as it is, and that command in a process that can be killed."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from support.fresh import fresh_processes
 from support.studies import begin, write_study
 
 from lightning_same.experiments.study import main
@@ -26,10 +26,8 @@ def undisturbed(study: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start() -> Iterator[Callable[..., BaseProcess]]:
-    """Start the command in a process that can be killed; importing once for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    modules = ["support.studies", "lightning_same.experiments", "lightning_same.experiments.study"]
-    context.set_forkserver_preload(modules)
+    """Start the command in a process that can be killed."""
+    context = fresh_processes()
     started = []
 
     def begun(results: Path, *arguments: str) -> BaseProcess:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_same.experiments import ResNet18, ResNet34, SmallCNN, ViTTiny, WideResNet
+from lightning_same.experiments import ResNet18, ResNet34, SmallCNN, SmallMLP, ViTTiny, WideResNet
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -72,17 +72,40 @@ def test_small_cnn_pools_to_the_size_given(pool: int) -> None:
     assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), ("none", None)])
-def test_small_cnn_has_the_norm_that_is_asked_for(norm: Any, kind: type[nn.Module] | None) -> None:
-    model = SmallCNN(10, width=4, norm=norm)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | nn.GroupNorm)]
-    assert [type(module) for module in norms] == ([kind] * 3 if kind else [])
+def test_small_mlp_has_the_layers_that_are_said() -> None:
+    model = SmallMLP(10, in_features=64, width=12, norm="none")
+    assert [layer.weight.shape for layer in model.modules() if isinstance(layer, nn.Linear)] == [
+        (12, 64),
+        (12, 12),
+        (10, 12),
+    ]
+    image = torch.randn(3, 1, 8, 8)
+    first, second, last = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    torch.testing.assert_close(model(image), last(second(first(image.flatten(1)).relu()).relu()))
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "count"),
+    [
+        (lambda **norm: SmallCNN(10, width=4, **norm), nn.BatchNorm2d, 3),
+        (lambda **norm: SmallMLP(10, 64, width=4, **norm), nn.BatchNorm1d, 2),
+    ],
+)
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_a_small_model_has_the_norm_that_is_asked_for(
+    build: Callable[..., nn.Module], kind: type[nn.Module], count: int, norm: str
+) -> None:
+    model = build(norm=norm)
+    norms = [module for module in model.modules() if isinstance(module, kind | nn.GroupNorm)]
+    expected = {"batch": [kind] * count, "group": [nn.GroupNorm] * count, "none": []}
+    assert [type(module) for module in norms] == expected[norm]
     if norm != "batch":  # then no sample depends on another
         x = torch.randn(5, 1, 8, 8)
         torch.testing.assert_close(model(x)[:2], model(x[:2]))
 
 
+@pytest.mark.parametrize("model", [SmallCNN, SmallMLP])
 @pytest.mark.parametrize(("options", "told"), [({"norm": "layer"}, "'layer'"), ({"norm": "group", "width": 6}, "6")])
-def test_a_norm_that_cannot_be_is_refused(options: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=rf"SmallCNN: .* got {told}"):
-        SmallCNN(10, **options)
+def test_a_norm_that_cannot_be_is_refused(model: type[nn.Module], options: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=rf"{model.__name__}: .* got {told}"):
+        model(10, **options)

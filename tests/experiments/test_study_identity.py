@@ -231,3 +231,9 @@ def test_the_base_is_what_the_file_says(tmp_path: Path) -> None:
     expected |= {"sam": {"class_path": "SAM"}, "seed_everything": 7}
     expected["data"]["init_args"]["noise_seed"] = 7
     assert exact(study.runs[0].config) == exact(expected) or study.runs[0].config == expected
+
+
+def test_a_part_that_stands_before_the_whole_is_not_lost(tmp_path: Path) -> None:
+    options = {"trainer.deep.part": 1, "trainer.deep": {"other": 2}}
+    (run,) = read(tmp_path, seeds=1, methods={"SAM": SAM}, options=options).runs
+    assert run.config["trainer"]["deep"] == {"other": 2, "part": 1}

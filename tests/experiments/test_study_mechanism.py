@@ -14,6 +14,7 @@ from lightning_same.experiments.study.mechanism import (
     amplification,
     explanation,
     mechanism,
+    phases,
 )
 from lightning_same.experiments.study.plan import Run
 from lightning_same.experiments.study.statistics import Differences
@@ -73,6 +74,23 @@ def test_a_step_is_named_by_its_effects(noisy: float, validation: float, expecte
     word, p = a_step(Differences(noisy + spread, NEGLIGIBLE), Differences(validation + spread, NEGLIGIBLE))
     assert word == expected
     assert p < 0.05
+
+
+def test_noise_is_fitted_as_surely_as_the_less_sure_of_its_two_effects_is_shown() -> None:
+    surely, hardly = np.array([-0.01, 0.0, 0.01]), np.array([-0.3, 0.0, 0.3])
+    for noisy, validation in ((0.5 + surely, -0.2 + hardly), (0.5 + hardly / 2, -0.2 + surely)):
+        effects = Differences(noisy, NEGLIGIBLE), Differences(validation, NEGLIGIBLE)
+        word, p = a_step(*effects)
+        assert word == "fits noise"
+        assert p == max(effects[0].p("greater"), effects[1].p("less"))
+
+
+def test_the_phase_between_holds_the_epochs_of_neither_other() -> None:
+    runs = [run_of("SAM", 0)]
+    key = {"run": runs[0].name, "variant": runs[0].variant, "seed": 0}
+    curves = pd.DataFrame([{**key, "epoch": epoch, "x": float(epoch)} for epoch in range(1, 21)])
+    means = {phase: table["x"].item() for phase, table in phases(study_of(runs), curves).items()}
+    assert means == {"early": 3.0, "middle": 10.5, "late": 18.0}
 
 
 def test_steps_that_are_not_shown_to_help_or_to_harm_are_open() -> None:

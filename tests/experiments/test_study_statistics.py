@@ -141,7 +141,7 @@ def test_differences_are_of_the_seeds_that_both_have() -> None:
 
 def test_phases_average_their_share_of_the_epochs() -> None:
     curves = pd.DataFrame({"run": "r", "variant": "v", "seed": 0, "epoch": range(1, 11), "x": np.arange(10.0)})
-    for share, early, late in (0.25, 0.5, 8.5), (0.01, 0, 9), (0.5, 2, 7):
+    for share, early, late in (0.25, 0.5, 8.5), (0.28, 1, 8), (0.01, 0, 9), (0.5, 2, 7):
         assert phase_means(curves, share, late=False)["x"].item() == early
         assert phase_means(curves, share, late=True)["x"].item() == late
     assert phase_means(curves, 0.5, late=False, cut=2)["x"].item() == 3

@@ -53,12 +53,18 @@ def test_what_float32_cannot_hold_is_refused(make: Callable[[Any], Any], number:
 
 
 def test_the_reason_is_given_for_a_number_that_is_finite() -> None:
-    with pytest.raises(
-        ValueError, match=r"SAM: `rho` must be a finite number >= 0 and within float32's range .*e\+38, got 1e"
-    ):
-        SAM(1e300)
+    with pytest.raises(ValueError, match=r"GSAM: `alpha` must be a finite number within float32's range .*, got 1e"):
+        GSAM(alpha=1e300)
     with pytest.raises(ValueError, match=r"got an integer of \d+ bits"):
         SAM(10**5000)
+
+
+@pytest.mark.parametrize("rho", [1e300, 1e30, 1.9e19])
+def test_a_radius_whose_square_overflows_is_refused(rho: float) -> None:
+    with pytest.raises(ValueError, match=r"SAM: `rho` must be a finite number >= 0 and <= 1.8e\+19, got 1"):
+        SAM(rho)
+    assert not (torch.tensor(rho) ** 2).isfinite()
+    assert (torch.tensor(SAM(1.8e19).rho) ** 2).isfinite()
 
 
 def test_a_fraction_is_a_number() -> None:

@@ -63,3 +63,32 @@ def test_the_place_of_the_copy_follows_the_parameters() -> None:
     assert memory.scratch()[0].dtype == torch.float64
     assert not memory
     assert memory.state_dict({}) == {"numbers": {}, "tensors": {}}
+
+
+def test_a_memory_is_put_back_with_its_numbers_and_without_what_has_come_since() -> None:
+    old, new = torch.zeros(2), torch.zeros(3)
+    memory = Memory([old, new])
+    memory.numbers["kept"] = 1.0
+    memory.view([old]).set("m", [torch.ones(2)])
+    put_back = memory.copy()
+    memory.numbers |= {"kept": 2.0, "later": 3.0}
+    memory.set("m", [torch.full((2,), 5.0), torch.ones(3)])
+    memory.set("n", [torch.ones(2), torch.ones(3)])
+    put_back()
+    assert memory.numbers == {"kept": 1.0}
+    kept, nothing = memory.get("m")
+    assert nothing is None
+    assert kept is not None
+    assert kept.tolist() == [1.0, 1.0]
+    assert memory.get("n") == [None, None]
+
+
+def test_a_memory_is_loaded_by_names() -> None:
+    first, second, third = (torch.zeros(2) for _ in range(3))
+    memory = Memory([first, second, third])
+    memory.view([first, third]).set("m", [torch.ones(2), torch.full((2,), 3.0)])
+    state = memory.state_dict({first: "first", second: "second", third: "third"})
+    params = {"third": torch.zeros(2), "new": torch.zeros(2), "second": torch.zeros(2), "first": torch.zeros(2)}
+    loaded = Memory(list(params.values()))
+    loaded.load_state_dict(state, params)
+    assert [None if m is None else m.tolist() for m in loaded.get("m")] == [[3.0, 3.0], None, None, [1.0, 1.0]]

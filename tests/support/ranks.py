@@ -10,6 +10,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from support.fresh import fresh_processes
 from support.speed import slowness
 
 PATIENCE = 300.0
@@ -83,7 +84,7 @@ class Ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        context = mp.get_context("spawn")
+        context = mp.get_context("spawn") if "nccl" in self.backend else fresh_processes()
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
             args = (theirs, rank, self.world_size, port, sys.path, self.backend)

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from support.fits import RowLogger, differences, fit, go_on, trainer
 from support.nets import Plain, build, float64
 from support.ranks import Ranks
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_same import AESAM, GSAM, SAM, SAME, SANER, FriendlySAM, LookSAM, MomentumSAM, Rule, VaSSO, with_sam
 from lightning_same.rules.perturbations import VarianceSuppressed
@@ -214,3 +215,15 @@ def test_a_zero_gradient_gives_no_perturbation() -> None:
     with float64():
         fit(with_sam(build(Flat), SAM(0.3)), max_steps=1)
     assert differences(moved[0], moved[1]) == []
+
+
+@pytest.mark.parametrize(("rho", "told"), [(1e18, True), (0.1, False), (0.0, False)])
+def test_a_radius_that_leads_to_no_gradient_is_told_at_once(rho: float, told: bool) -> None:
+    module = Plain()
+    module.layers = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(with_sam(module, SAM(rho)))
+    said = [str(one.message) for one in caught if "Take a smaller radius" in str(one.message)]
+    assert len(said) == told
+    assert all("inf or NaN where SAM(rho=1e+18) has moved them by 1e+18" in line for line in said)

@@ -97,3 +97,34 @@ def test_a_timing_counts_the_batches_of_manual_optimization() -> None:
 
     fit(build(Manual), max_epochs=1)
     assert passes == [[1, 2, 1, 2], [0, 0]] * 3
+
+
+def test_pass_two_finds_the_weights_of_another_optimizer_as_pass_one_has_found_them() -> None:
+    """A loss that shrinks them, once for each step and not once for each pass."""
+    seen: list[float] = []
+
+    class Shrinks(SAMMixin, TwoOptimizers):
+        sam = SAM(0.3)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def step(self, loss_fn: Any, optimizer: Any) -> None:
+            def loss() -> Tensor:
+                seen.append(self.scale.item())
+                with torch.no_grad():
+                    self.scale.mul_(0.5)
+                return loss_fn()
+
+            if optimizer.optimizer is self.trainer.optimizers[0]:
+                self.two_pass_step(loss, optimizer)
+
+        def configure_optimizers(self) -> Any:
+            first, _ = super().configure_optimizers()
+            return first, torch.optim.SGD([self.scale], lr=0.1)
+
+    module = build(Shrinks)
+    fit(module, max_steps=3)
+    assert seen == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    assert module.scale.item() == 0.125

@@ -1,7 +1,6 @@
 """Resuming equals never stopping, bit for bit: after a kill in the middle of pass two, of a window, of an epoch."""
 
 import logging
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from support.fits import differences, go_on, trainer
+from support.fresh import fresh_processes
 from support.nets import Plain, build, collate, seed_all
 from support.speed import slowness
 from torch import Tensor
@@ -106,10 +106,8 @@ def be_killed(folder: Path, rule: Rule, accumulate: int, kind: Any, every: int, 
 
 @pytest.fixture(scope="module")
 def fresh() -> Any:
-    """Processes that can be killed, each with everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_same", __name__])
-    return context
+    """Processes that can be killed."""
+    return fresh_processes()
 
 
 def killed(fresh: Any, *args: Any) -> None:

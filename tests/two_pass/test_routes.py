@@ -11,8 +11,21 @@ from support.nets import Plain, TwoOptimizers, build, float64
 from support.passes import FORCED, PlainSAM, count_passes
 from torch import Tensor
 
-from lightning_same import ASAM, SAM, SAME, CheckpointSelect, CustomSAME, Rule, SAMMagnitude, SAMMixin, with_sam
+from lightning_same import (
+    ASAM,
+    SAM,
+    SAME,
+    CheckpointSelect,
+    CustomSAME,
+    Memory,
+    Rule,
+    SAMMagnitude,
+    SAMMixin,
+    VaSSO,
+    with_sam,
+)
 from lightning_same.rules.progress import Progress
+from lightning_same.rules.schedules import FollowLR
 from lightning_same.rules.timing import Every
 
 RULES = [SAM(0.3), ASAM(0.5), SAME((1, 4), 2.0, 0.3), CustomSAME(2.0, 0.3), CheckpointSelect((1, 4), 0.3)]
@@ -91,23 +104,33 @@ def test_a_loss_scale_does_not_show() -> None:
         assert not torch.equal(a, torch.zeros_like(a))
 
 
-def test_two_optimizers_equal_the_plain_loop() -> None:
-    rules = SAME(1, 2.0, 0.2)
+@pytest.mark.parametrize("rule", [SAME(1, 2.0, 0.2), VaSSO(0.2), SAM(FollowLR(0.2))], ids=repr)
+def test_two_optimizers_equal_the_plain_loop(rule: Rule) -> None:
+    """Each has what the rule keeps, and its own learning rate for a radius that follows it."""
+
+    def decay(optimizer: Any) -> None:
+        (group,) = optimizer.param_groups
+        group["initial_lr"] = group.get("initial_lr", group["lr"])
+        group["lr"] *= 0.9 if isinstance(optimizer.optimizer, torch.optim.SGD) else 0.8
 
     class Manual(SAMMixin, TwoOptimizers):
-        sam = rules
+        sam = rule
 
         def step(self, loss_fn: Any, optimizer: Any) -> None:
             loss = self.two_pass_step(loss_fn, optimizer)
             assert loss.ndim == 0
             assert not loss.requires_grad
+            decay(optimizer)
 
     class Hand(TwoOptimizers):
         """The same by hand: dropout and BatchNorm replayed, one optimizer's parameters at a time."""
 
         def step(self, loss_fn: Any, optimizer: Any) -> None:
             plain = optimizer.optimizer
-            params = plain.param_groups[0]["params"]
+            (group,) = plain.param_groups
+            params = group["params"]
+            memory = memories.setdefault(plain, Memory(params))
+            at = Progress(lr_ratio=group["lr"] / group.get("initial_lr", group["lr"]))
             before = {name: value.clone() for name, value in self.named_buffers()}
             rng = torch.get_rng_state()
             grads = torch.autograd.grad(loss_fn(), params)
@@ -116,15 +139,17 @@ def test_two_optimizers_equal_the_plain_loop() -> None:
             for name, value in self.named_buffers():
                 value.copy_(before[name])
             torch.set_rng_state(rng)
-            with rules.perturbed(params, grads):
+            with rule.perturbed(params, grads, at=at, memory=memory):
                 perturbed = torch.autograd.grad(loss_fn(), params)
             for name, value in self.named_buffers():
                 value.data.copy_(after[name])
             torch.set_rng_state(end)
-            for param, grad in zip(params, rules.combine(grads, perturbed), strict=True):
+            for param, grad in zip(params, rule.combine(grads, perturbed, memory=memory), strict=True):
                 param.grad = grad
             optimizer.step()
+            decay(optimizer)
 
+    memories: dict[Any, Memory] = {}
     ours, hand = build(Manual), build(Hand)
     made = fit(ours), fit(hand)
     assert made[0].global_step == made[1].global_step == 24

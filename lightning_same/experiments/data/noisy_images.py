@@ -19,6 +19,9 @@ from lightning_same.experiments.noise import asymmetric_noise, instance_noise, p
 MAX_SEED = 2**32 - 1
 """numpy's seeds, by which the splits are drawn, go as far."""
 
+MAX_WORKERS = 1024
+"""More processes than any machine has cores for."""
+
 Noise = Literal["none", "symmetric", "asymmetric", "pair_flip", "instance", "file"]
 
 MOST: Mapping[str, float] = {"asymmetric": 0.4, "pair_flip": 0.45}
@@ -113,15 +116,16 @@ class NoisyImageData(LightningDataModule, abc.ABC):
                 f"{type(self).__name__}: `train_size` must be at least {self.num_classes}, one image of each class, got"
                 f" {train_size!r}."
             )
-        for name, value, low in (
-            ("noise_seed", noise_seed, 0),
-            ("split_seed", split_seed, 0),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
+        for name, value, low, high in (
+            ("noise_seed", noise_seed, 0, MAX_SEED),
+            ("split_seed", split_seed, 0, MAX_SEED),
+            ("batch_size", batch_size, 1, MAX_SEED),
+            ("eval_batch_size", batch_size if eval_batch_size is None else eval_batch_size, 1, MAX_SEED),
+            ("num_workers", num_workers, 0, MAX_WORKERS),
         ):
-            if type(value) is not int or not low <= value <= MAX_SEED:
+            if type(value) is not int or not low <= value <= high:
                 raise ValueError(
-                    f"{type(self).__name__}: `{name}` must be a whole number from {low} to {MAX_SEED}, got {value!r}."
+                    f"{type(self).__name__}: `{name}` must be a whole number from {low} to {high}, got {value!r}."
                 )
         self.save_hyperparameters()
         self.noise_rate = noise_rate

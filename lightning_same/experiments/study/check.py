@@ -11,9 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, Trainer
 
 from lightning_same.cli.errors import one_line, root
 from lightning_same.cli.fit import SAMCLI, explained
+from lightning_same.experiments.classifier import ImageClassifier
 from lightning_same.experiments.data.noisy_images import NoisyImageData
 from lightning_same.experiments.study.errors import StudyError
 from lightning_same.experiments.study.identity import encode
@@ -49,7 +55,8 @@ def check_built(runs: Sequence[Run], lines: Mapping[str, str] | None = None) -> 
     Raises:
         StudyError: names the method, what is wrong, and the choices.
     """
-    checked = set()
+    checked: dict[str, LightningDataModule] = {}
+    nets = set()
     for run in runs:
         at = (lines or {}).get(run.method)
         who = f"{f'{at}: ' if at else ''}Method {run.method!r}"
@@ -59,16 +66,25 @@ def check_built(runs: Sequence[Run], lines: Mapping[str, str] | None = None) -> 
             if _of_all(run, runs, error):
                 who = f"{at.rpartition(':')[0]}: Every method" if at else "Every method"
             raise StudyError(f"{who}: {error}") from error
-        if cli.datamodule is not None:
-            data = data_of(run)
-            if data not in checked:
-                checked.add(data)
-                _check_data(cli, who)
+        if cli.datamodule is None:
+            continue
+        data = data_of(run)
+        if data not in checked:
+            checked[data] = cli.datamodule
+            _check_data(cli, who)
+        net = _as_text(run.config.get("model")) + data + _as_text(run.config.get("trainer"))
+        if net not in nets and isinstance(cli.model, ImageClassifier):
+            nets.add(net)
+            _check_first_step(cli.model, cli.trainer, checked[data], who)
 
 
 def data_of(run: Run) -> str:
     """Equal for runs on equal data."""
-    return json.dumps(encode(run.config.get("data")), sort_keys=True)
+    return _as_text(run.config.get("data"))
+
+
+def _as_text(config: Any) -> str:
+    return json.dumps(encode(config), sort_keys=True)
 
 
 def check_directory(study: Study, directory: Path) -> list[str]:
@@ -176,13 +192,30 @@ def _built(run: Run) -> SAMCLI:
         said = io.StringIO()
         try:
             with redirect_stderr(said), redirect_stdout(io.StringIO()), _silent():
-                return SAMCLI(args=["--config", str(path)], run=False, parser_kwargs={"exit_on_error": False})
+                cli = SAMCLI(args=["--config", str(path)], run=False, parser_kwargs={"exit_on_error": False})
         except SystemExit:
             raise StudyError(one_line(said.getvalue())) from None
         except ArgumentError as error:
             raise StudyError(one_line(explained(error.message))) from error
         except Exception as error:  # whatever the user's classes raise when they are made
             raise StudyError(_told(error)) from error
+    _check_trains(cli.trainer)
+    return cli
+
+
+def _check_trains(trainer: Trainer) -> None:
+    """Refuse a Trainer that would train nothing, log nothing, or wait for other machines."""
+    for name in "max_epochs", "max_steps", "limit_train_batches":
+        if getattr(trainer, name) == 0:
+            raise StudyError(f"`trainer.{name}` must be above 0, got 0: nothing would be trained.")
+    for name in "accumulate_grad_batches", "check_val_every_n_epoch":
+        value = getattr(trainer, name)
+        if value is not None and value < 1:
+            raise StudyError(f"`trainer.{name}` must be at least 1, got {value}.")
+    if trainer.num_nodes > 1:
+        raise StudyError(f"`trainer.num_nodes` must be 1, got {trainer.num_nodes}: a run takes devices of one machine.")
+    if getattr(trainer, "fast_dev_run", False):
+        raise StudyError("`trainer.fast_dev_run` must be false: such a fit logs nothing that could be compared.")
 
 
 def _check_data(cli: SAMCLI, who: str) -> None:
@@ -196,6 +229,26 @@ def _check_data(cli: SAMCLI, who: str) -> None:
                     data.setup(stage)
     except Exception as error:  # whatever the user's classes raise
         raise StudyError(f"{who}: {_told(error)}") from error
+
+
+def _check_first_step(model: ImageClassifier, trainer: Trainer, data: LightningDataModule, who: str) -> None:
+    """Make the optimizer, and show the network two images, where that is known to be quick and to need no Trainer."""
+    own = all(
+        getattr(type(model), name) is getattr(ImageClassifier, name) for name in ("configure_optimizers", "losses")
+    )
+    if not (own and isinstance(data, NoisyImageData)):
+        return
+    try:
+        with redirect_stdout(io.StringIO()), _silent(), torch.no_grad():
+            model.trainer = trainer
+            model.configure_optimizers()
+            model.check_classes(data)
+            model.eval().losses(data.train_eval_set.__getitems__([0, 1]))
+    except (ValueError, MisconfigurationException) as error:
+        raise StudyError(f"{who}: {_told(error)}") from error
+    except Exception as error:  # whatever a network makes of images for which it is not meant
+        net = f"{type(model.model).__name__} does not take images of shape {data.image_shape}"
+        raise StudyError(f"{who}: {net}: {_told(error)}") from error
 
 
 def _told(error: Exception) -> str:

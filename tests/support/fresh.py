@@ -1,0 +1,24 @@
+"""Processes that begin with everything imported: one process imports, and is forked for each of them."""
+
+import multiprocessing
+from multiprocessing.context import ForkServerContext
+
+PRELOADED = [
+    "support.environment",
+    "support.studies",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "lightning_same",
+    "lightning_same.experiments",
+    "lightning_same.experiments.study",
+]
+
+
+def fresh_processes() -> ForkServerContext:
+    """A context whose processes start in a tenth of a second, in place of the seconds that importing takes.
+
+    Nothing has run in the process that is forked, no thread of PyTorch's and nothing on an accelerator.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
