@@ -72,11 +72,13 @@ class SmallMLP(nn.Module):
             none. Under BatchNorm a sample's loss depends on the others of its batch.
 
     Raises:
-        ValueError: if ``norm`` is none of the three, or ``width`` cannot be cut into groups.
+        ValueError: if ``norm`` is none of the three, a number is below 1, or ``width`` cannot be cut into groups.
     """
 
     def __init__(self, num_classes: int, in_features: int = 784, width: int = 256, norm: Norm = "batch") -> None:
         super().__init__()
+        for name, size in {"num_classes": num_classes, "in_features": in_features, "width": width}.items():
+            check_int(self, name, size, at_least=1)
         layer = _layer(type(self).__name__, norm, width, nn.BatchNorm1d)
         self.layers = nn.Sequential(nn.Flatten(), MLP(in_features, [width, width, num_classes], norm_layer=layer))
 
