@@ -14,9 +14,9 @@ version that is installed, or of the release next to it.
 - ``monitors``: beside every such fit stand `CheckpointFractionMonitor`, `GradientNormMonitor` and `SharpnessMonitor`,
   which measure but log nothing: what they log would be seen, and rightly.
 
-A test that fails is run again without either. If it fails then too, it says nothing about this package ("fails in plain
-Lightning too"). If not, it fails here, unless `differences.py` lists it with the reason why it has to. An entry of that
-list whose tests all pass fails the run, so that the list stays true.
+A test that fails is run again without either. If it fails then too, or has fitted nothing, it says nothing about this
+package ("fails in plain Lightning too"). If not, it fails here, unless `differences.py` lists it with the reason why it
+has to. An entry of that list whose tests all pass fails the run, so that the list stays true.
 
 Outcomes go to a file, one line for each test, and a run goes on where the last one ended. Tests that fit nothing under
 the first kind are left out under the second.

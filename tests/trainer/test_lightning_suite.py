@@ -35,6 +35,10 @@ def test_passes():
 def test_fits_nothing():
     assert BoringModel().automatic_optimization
 
+def test_fails_once_and_fits_nothing():
+    CALLS.append("once")
+    assert CALLS.count("once") == 2
+
 def test_fails_anyway():
     fit(BoringModel())
     assert False
@@ -62,12 +66,13 @@ def test_what_differs_fails_and_what_fails_anyway_does_not(tmp_path: Path) -> No
         assert "DIFFERS tests/tests_pytorch/test_four.py::test_counts_the_steps" in done.stdout
         outcomes = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
         found = {(each["kind"], each["test"].split("::")[1]): (each["outcome"], each["fits"]) for each in outcomes}
-        assert len(outcomes) == len(found) == 7
+        assert len(outcomes) == len(found) == 8
         for kind in KINDS:
             assert found[kind, "test_passes"] == ("passed", 1)
             assert found[kind, "test_fails_anyway"] == ("fails in plain Lightning too", 1)
             assert found[kind, "test_counts_the_steps"] == ("differs", 1)
         assert found["two_pass", "test_fits_nothing"] == ("passed", 0)
+        assert found["two_pass", "test_fails_once_and_fits_nothing"] == ("fails in plain Lightning too", 0)
 
 
 def test_every_difference_has_kinds_and_a_reason() -> None:
