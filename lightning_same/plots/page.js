@@ -269,7 +269,7 @@
     drawn.get(figure)?.finalize();
     drawn.delete(figure);
     if (spec === null) {
-      place.textContent = "Nothing to draw: every method that has a value here is switched off.";
+      place.textContent = `Nothing to draw: no method that is ticked has a value here${setting ? ` at ${setting}` : ""}.`;
       return;
     }
     const options = { actions: { export: { svg: true, png: true }, source: false, compiled: false, editor: false } };

@@ -88,7 +88,12 @@ def figures(charts: Sequence[Chart], first: int = 0) -> str:
 
 
 def legend(
-    name: str, title: str, styles: Mapping[str, Style], settings: Sequence[str] = (), toggles: bool = True
+    name: str,
+    title: str,
+    styles: Mapping[str, Style],
+    settings: Sequence[str] = (),
+    chosen: str | None = None,
+    toggles: bool = True,
 ) -> str:
     """A legend as HTML: boxes that switch series on and off, and a choice of the setting, if there are several.
 
@@ -97,6 +102,7 @@ def legend(
         title: what its entries are.
         styles: its entries.
         settings: what can be chosen; every series without a setting is always shown.
+        chosen: the setting that is shown first. Default: the first one.
         toggles: whether entries can be switched off.
     """
     entries = []
@@ -107,9 +113,8 @@ def legend(
     if toggles and len(entries) > 2:
         entries.append('<button type="button" value="all">all</button><button type="button" value="none">none</button>')
     if settings:
-        middle = settings[len(settings) // 2]
         options = "".join(
-            f"<option{' selected' if one == middle else ''}>{html.escape(one)}</option>" for one in settings
+            f"<option{' selected' if one == chosen else ''}>{html.escape(one)}</option>" for one in settings
         )
         select = f'<label for="setting">Setting</label><select id="setting">{options}</select>'
         entries.insert(0, f'<span class="setting">{select}</span>')

@@ -255,3 +255,12 @@ def test_a_metric_of_some_epochs_has_its_points_joined() -> None:
     curves = pd.DataFrame(rows)
     gapped, whole = (curve_pictures(each, ["SAM"]) for each in (curves, curves.dropna()))
     assert [picture.svg for picture in gapped] == [picture.svg for picture in whole]
+
+
+def test_the_page_shows_the_setting_of_the_most_methods_first(tmp_path: Path) -> None:
+    rho = "sam.init_args.rho"
+    runs = [run_of("SAM", seed, {rho: r}) for r in (0.1, 0.2, 0.3) for seed in range(2)]
+    runs += [run_of("mine", seed, {rho: 0.1}) for seed in range(2)]
+    report_on(tmp_path, runs)
+    options = re.findall(r"<option([^>]*)>(rho [\d.]+)", (tmp_path / "report.html").read_text())
+    assert options == [(" selected", "rho 0.1"), ("", "rho 0.2"), ("", "rho 0.3")]

@@ -1,5 +1,6 @@
 """The charts of a report's page: what the pictures of `figures` show, for a browser."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,12 +41,16 @@ class Charts:
         groups: the charts under their headings.
         legends: the styles of each legend.
         settings: the choices of the setting: the values of what is swept for the reference, and so for all methods.
+        chosen: the one that is shown first: that of the most methods, and of several such the one in the middle.
     """
 
     def __init__(self, study: Study, done: Sequence[Run], curves: pd.DataFrame, found: Analysis) -> None:
         self.study, self.curves = study, curves
         self.shown = shown_as(study, done)
-        self.settings = list(dict.fromkeys(one.setting for one in self.shown.values() if one.setting is not None))
+        counts = Counter(one.setting for one in self.shown.values() if one.setting is not None)
+        self.settings = list(counts)
+        fullest = [setting for setting, count in counts.items() if count == max(counts.values())]
+        self.chosen = fullest[len(fullest) // 2] if fullest else None
         names = list(dict.fromkeys(one.name for one in self.shown.values()))
         self.legends: dict[str, Mapping[str, Style]] = {
             METHODS: method_styles(names, [study.reference] if study.reference in names else []),

@@ -54,7 +54,8 @@ class _Places:
         if not charts:
             return rendered
         legends = self.charts.legends
-        drawn = "" if self.has_legend else legend(METHODS, "Methods", legends[METHODS], self.charts.settings)
+        settings, chosen = self.charts.settings, self.charts.chosen
+        drawn = "" if self.has_legend else legend(METHODS, "Methods", legends[METHODS], settings, chosen)
         self.has_legend = True
         if any(chart.legend == RADII for chart in charts):
             drawn += legend(RADII, "Methods and their other settings", legends[RADII])
