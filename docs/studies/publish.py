@@ -44,7 +44,8 @@ def main() -> None:
             figure.unlink()
     report = target / "report.md"
     lines = report.read_text().splitlines(keepends=True)
-    report.write_text("".join(line for line in lines if _is_there(line, target)))
+    kept = "".join(line for line in lines if _is_there(line, target))
+    report.write_text(re.sub(r"^## .*\n+(?=## |\Z)", "", kept, flags=re.MULTILINE))  # no heading of nothing
     curves = target / "tables" / "curves.csv"
     # Nine digits hold what was logged in float32 exactly.
     pd.read_csv(curves).to_csv(f"{curves}.xz", index=False, lineterminator="\n", float_format="%.9g")
