@@ -113,6 +113,14 @@ def test_more_steps_never_give_less_and_none_are_sams() -> None:
         assert values[0] == pytest.approx((loss_fn((x, y)) - before).item(), rel=1e-9)
 
 
+def test_a_worst_point_inside_of_the_ball_is_found() -> None:
+    """Steps that go beyond it are taken back and halved."""
+    w = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    top = torch.tensor([0.013, -0.02], dtype=torch.float64)
+    worst = worst_case_sharpness(lambda: -(w - top).square().sum(), [w], rho=0.1, adaptive=False, steps=30)
+    assert worst.value == pytest.approx(top.square().sum().item(), rel=1e-3)
+
+
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_the_average_case_of_a_quadratic_is_its_trace(adaptive: bool) -> None:
     problem = Quadratic()
