@@ -113,6 +113,13 @@ def test_more_steps_never_give_less_and_none_are_sams() -> None:
         assert values[0] == pytest.approx((loss_fn((x, y)) - before).item(), rel=1e-9)
 
 
+def test_a_slope_adds_nothing_to_the_average_case() -> None:
+    w = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    slope = torch.arange(5, dtype=torch.float64)
+    average = average_case_sharpness(lambda: (slope * w).sum(), [w], rho=0.1)
+    assert [average.low, average.value, average.high] == pytest.approx([0, 0, 0], abs=1e-12)
+
+
 def test_a_worst_point_inside_of_the_ball_is_found() -> None:
     """Steps that go beyond it are taken back and halved."""
     w = torch.zeros(2, dtype=torch.float64, requires_grad=True)
