@@ -35,10 +35,10 @@ def test_rules_are_values() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SAM(-0.1), r"SAM: `rho` must be a finite number >= 0, got -0.1"),
-        (lambda: SAM(float("nan")), r"SAM: `rho` must be a finite number >= 0, got nan"),
+        (lambda: SAM(-0.1), r"SAM: `rho` must be a finite number >= 0 and <= 1\.8e\+19, got -0.1"),
+        (lambda: SAM(float("nan")), r"SAM: `rho` must be a finite number >= 0 and <= 1\.8e\+19, got nan"),
         (lambda: SAM(float("inf")), r"`rho`"),
-        (lambda: SAM("0.1"), r"`rho` must be a finite number >= 0, got '0.1'"),
+        (lambda: SAM("0.1"), r"`rho` must be a finite number >= 0 and <= 1\.8e\+19, got '0.1'"),
         (lambda: SAM(True), r"`rho`"),
         (lambda: ASAM(eta=-1), r"`eta` must be a finite number >= 0"),
         (lambda: SAME(5), r"SAME: `ckpt` must be one of 1, 2, 3, 4 .* got 5"),
