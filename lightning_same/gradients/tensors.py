@@ -109,30 +109,32 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     return finite[0] if len(finite) == 1 else torch.stack([flag.to(shards[0].device) for flag in finite]).all()
 
 
-def global_dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """The dot product over all elements of two aligned lists, on the device, in at least float32.
+def dot_and_square(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """The dot product of two aligned lists, and that of the second with itself, in one read of both.
 
     Args:
         first: tensors of any shapes; sharded tensors count as a whole.
         second: as many, of the same shapes.
 
     Returns:
-        A scalar tensor.
+        Shape (2,), on the device, in at least float32.
 
     Example:
-        >>> global_dot([torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 4.0])])
-        tensor(11.)
+        >>> dot_and_square([torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 4.0])])
+        tensor([11., 25.])
     """
-    return sum_over_shards(_dot, first, second) if any_sharded(first) else _dot(first, second)
+    if any_sharded(first):
+        return sum_over_shards(_dot_and_square, first, second)
+    return _dot_and_square(first, second)
 
 
-def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+def _dot_and_square(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     device, dtype = first[0].device, at_least_float32(first[0])
-    dots = [
-        torch.dot(joined(a).flatten().to(dtype), joined(b).flatten().to(dtype)).to(device)
-        for a, b in pieces(first, second)
-    ]
-    return torch.stack(dots).sum()
+    dots = []
+    for some_first, some_second in pieces(first, second):
+        a, b = joined(some_first).flatten().to(dtype), joined(some_second).flatten().to(dtype)
+        dots += [torch.dot(a, b).to(device), torch.dot(b, b).to(device)]
+    return torch.stack(dots).view(-1, 2).sum(dim=0)
 
 
 def inverse(norm: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from lightning_same.gradients.checkpoints import CKPTS, indicator
 from lightning_same.gradients.tensors import (
     add_scaled_,
     at_least_float32,
+    dot_and_square,
     elementwise_,
-    global_dot,
     global_norm,
     inverse,
 )
@@ -239,7 +239,8 @@ class SurrogateGap(Combination):
     ) -> None:
         if self.alpha == 0:
             return
-        along = global_dot(grads, perturbed_grads) * inverse(global_dot(perturbed_grads, perturbed_grads))
+        product, square = dot_and_square(grads, perturbed_grads)
+        along = product * inverse(square)
         factor = 1 + self.alpha * along
 
         def formula(g: Tensor, s: Tensor) -> Tensor:
@@ -274,14 +275,14 @@ class LookSAMReuse(Combination):
     def combine_(
         self, grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor], at: Progress, memory: Memory
     ) -> None:
-        product, square = global_dot(grads, perturbed_grads), global_dot(grads, grads)
+        sums = dot_and_square(perturbed_grads, grads)
+        product, square = sums
         along = product * inverse(square)
 
         def orthogonal(g: Tensor, s: Tensor, former: Tensor) -> Tensor:
             return torch.sub(s, g * along.to(g.device))
 
-        finite = product.isfinite() & square.isfinite()
-        memory.compute("looksam.orthogonal", orthogonal, grads, perturbed_grads, finite=finite)
+        memory.compute("looksam.orthogonal", orthogonal, grads, perturbed_grads, finite=sums.isfinite().all())
 
     @override
     def plain_step_(self, grads: Sequence[Tensor], memory: Memory) -> None:

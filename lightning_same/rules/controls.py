@@ -5,16 +5,17 @@ g is the gradient at w, s the gradient at w + e with e = rho * g / ||g||, d the 
 
 import abc
 from collections.abc import Sequence
+from functools import partial
 from typing import get_args
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_same.gradients.norms import gradient_norms
-from lightning_same.gradients.pieces import by_kind, flattened
+from lightning_same.gradients.pieces import by_kind, flattened, joined, pieces
 from lightning_same.gradients.random_masks import Match, draws_of, in_ckpt, random_mask
-from lightning_same.gradients.tensors import elementwise_, inverse
+from lightning_same.gradients.sharding import sum_over_shards
+from lightning_same.gradients.tensors import elementwise_, inverse, widened
 from lightning_same.rules.base import Rule
 from lightning_same.rules.combinations import Combination, check_ckpts
 from lightning_same.rules.perturbations import Perturbation
@@ -51,13 +52,25 @@ class Dose(_OneCheckpoint):
     def combine_(
         self, grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor], at: Progress, memory: Memory
     ) -> None:
-        norms = gradient_norms(grads, perturbed_grads)
-        more = self.dose * norms.perturbed * inverse(norms[1 + self.ckpt])
+        length, inside = sum_over_shards(partial(_squares, self.ckpt), grads, perturbed_grads).sqrt()
+        more = self.dose * length * inverse(inside)
 
         def formula(g: Tensor, s: Tensor) -> Tensor:
             return s.mul_(in_ckpt(self.ckpt, g, s).mul_(more.to(g.device)).add_(1))
 
         elementwise_(formula, grads, perturbed_grads)
+
+
+def _squares(ckpt: int, grads: Sequence[Tensor], perturbed_grads: Sequence[Tensor]) -> Tensor:
+    """The sums of s^2 over all elements and over a checkpoint, of shape (2,). In one read of both lists."""
+    device = grads[0].device
+    dots = []
+    for some_grads, some_perturbed in pieces(grads, perturbed_grads):
+        g, s = joined(some_grads).flatten(), widened(joined(some_perturbed).flatten())
+        part = in_ckpt(ckpt, widened(g), s).mul_(s)
+        dots += [torch.dot(s, s).to(device), torch.dot(part, part).to(device)]
+    total = torch.float32 if device.type == "mps" else torch.float64
+    return torch.stack(dots).view(-1, 2).sum(dim=0, dtype=total)
 
 
 class RandomMask(_OneCheckpoint):

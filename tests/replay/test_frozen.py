@@ -64,6 +64,9 @@ def test_an_accelerator_compares_values_in_the_first_step_alone(unseen: bool, mo
         assert shared == (3 if unseen else 1), step
         frozen.forget()
     assert asked == ([True] if unseen else [False, False])
+    first = frozen.of(params)
+    write(params[0])
+    assert frozen.of(params) is not first, "the version counter tells without a comparison"
 
 
 def frozen_copied(micro_batches: int) -> Counter[str]:

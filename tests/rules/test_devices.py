@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 from lightning_same import AESAM, Memory, Progress, Rule
 from lightning_same.gradients.checkpoints import checkpoint_fractions, ratio_counts
 from lightning_same.gradients.norms import gradient_norms
-from lightning_same.gradients.tensors import all_finite, global_dot
+from lightning_same.gradients.tensors import all_finite, dot_and_square
 
 DEVICES = ["cuda:0", "cpu", "cuda:1", "cuda:0"]
 
@@ -37,4 +37,4 @@ def test_what_is_measured_is_on_the_first_device() -> None:
     with FakeTensorMode():
         g, s = some(), some()
         measured = [*checkpoint_fractions(g, s), *gradient_norms(g, s), ratio_counts(g, s), all_finite(g)]
-        assert {str(value.device) for value in [*measured, global_dot(g, s)]} == {"cuda:0"}
+        assert {str(value.device) for value in [*measured, *dot_and_square(g, s)]} == {"cuda:0"}

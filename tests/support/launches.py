@@ -15,6 +15,7 @@ from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops import fit_loop
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -113,8 +114,11 @@ def _kernels(name: str, args: Any) -> int:
         return 1
     lists = [arg for arg in args if isinstance(arg, list | tuple) and arg and isinstance(arg[0], Tensor)]
     one_dtype = all(len({tensor.dtype for tensor in tensors}) == 1 for tensors in lists)
-    # A copy may change the dtype; arithmetic of two dtypes is done one by one.
-    one_dtype &= name == "_foreach_copy_" or len({tensors[0].dtype for tensors in lists}) == 1
+    # A copy may change the dtype; arithmetic of two dtypes is done one by one, a factor on the device included.
+    factors = [arg for arg in args if isinstance(arg, Tensor)]
+    one_dtype &= (
+        name == "_foreach_copy_" or len({each[0].dtype for each in lists} | {one.dtype for one in factors}) == 1
+    )
     alike = all(len({(row[0].shape, tensor.stride()) for tensor in row}) == 1 for row in zip(*lists, strict=True))
     dense = all(_is_dense(tensor) for tensors in lists for tensor in tensors)
     return 1 if one_dtype and alike and dense else len(lists[0])
@@ -150,6 +154,7 @@ class Images(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         for _ in range(self.passes - 1):
+            self.zero_grad()  # Or this pass would add to the gradients of the last step.
             self._loss(batch).backward()
             self.zero_grad()
         return self._loss(batch)
@@ -218,6 +223,7 @@ def fit(module: pl.LightningModule, rule: Rule | None, precision: Any, callbacks
     with (
         patch.object(Fit, "state_dict", lambda self: {}),
         patch.object(_ResultCollection, "cpu", lambda self: self),
+        patch.object(_LoggerConnector, "teardown", lambda self: None),
         patch.object(fit_loop, "has_len_all_ranks", lambda *args: True),
     ):
         trainer(

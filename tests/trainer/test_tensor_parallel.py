@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_same import Rule, VaSSO, with_sam
 from lightning_same.gradients.checkpoints import checkpoint_counts
-from lightning_same.gradients.tensors import global_dot, global_norm, norm_of
+from lightning_same.gradients.tensors import dot_and_square, global_norm, norm_of
 
 pytestmark = needs_fsdp2
 
@@ -106,7 +106,7 @@ def measure() -> tuple[bool, list[Any], list[Any]]:
     results = []
     for a, b in ((first, second), ([x.full_tensor() for x in first], [x.full_tensor() for x in second])):
         assert isinstance(a[0], DTensor) == (a is first)
-        measured = [global_norm(a), global_dot(a, b), norm_of(torch.mul, a, b), *checkpoint_counts(a, b)]
+        measured = [global_norm(a), *dot_and_square(a, b), norm_of(torch.mul, a, b), *checkpoint_counts(a, b)]
         results.append([value.item() for value in measured])
     return odd, *results
 
