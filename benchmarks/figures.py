@@ -81,6 +81,11 @@ def write(name: str, result: Mapping[str, Any], table: Iterable[Sequence[str]], 
     """``results/NAME.json``, and the table between the marks of that name in the documentation."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_table(name, table, head)
+
+
+def write_table(name: str, table: Iterable[Sequence[str]], head: Sequence[str]) -> None:
+    """The table between the marks of that name in the documentation."""
     lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *table]]
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     before, _, rest = PAGE.read_text().partition(begin)

@@ -3,6 +3,7 @@
     pip install -e '.[test,mutation]'
     python benchmarks/mutation.py rules gradients --sample 40   # faults by cosmic-ray's operators, drawn at random
     python benchmarks/mutation.py planted                       # those in planted_faults.toml, one for each promise
+    python benchmarks/mutation.py planted --only dtype          # of them, those whose promise or code holds this
     python benchmarks/mutation.py --report                      # the last scores
 
 What was found is kept in ``results/mutation.json`` after each fault, and the same command goes on from there; a fault
@@ -10,7 +11,9 @@ is tried again once its file or its tests have changed. Survivors that are no fa
 observe differs, are in ``equivalent_mutants.toml`` with the reason.
 
 The tree is copied, and faults are put into the copy. One process imports torch, Lightning and what else takes long, and
-is forked for each fault: then a fault that is found at once takes a second or two.
+is forked for each fault: then a fault that is found at once takes a second or two. Before, the tests run once to learn
+which functions each of them calls (`reach.py`): a fault inside a function is tried with the tests that call it, the
+quickest first.
 """
 
 import argparse
@@ -28,28 +31,25 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import figures
+import reach
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULTS = HERE / "results" / "mutation.json"
+REACHED = ROOT / "build" / "reached.json"
+"""What the tests call, by file of tests, each with the file's checksum."""
 
 PACKAGES = {
     "gradients": (
         "lightning_same/gradients",
-        [
-            "tests/gradients",
-            "tests/rules/test_halves_and_ties.py",
-            "tests/rules/test_formulas.py",
-            "tests/rules/test_family.py",
-        ],
+        ["tests/gradients", "tests/rules", "tests/callbacks/test_checkpoint_effects.py"],
     ),
-    "rules": (
-        "lightning_same/rules",
-        ["tests/rules/test_family.py", "tests/rules/test_formulas.py", "tests/two_pass/test_oracles.py", "tests/rules"],
-    ),
+    "rules": ("lightning_same/rules", ["tests/rules", "tests/two_pass/test_oracles.py"]),
     "two_pass": ("lightning_same/two_pass", ["tests/two_pass", "tests/trainer/test_conformance.py"]),
     "replay": ("lightning_same/replay", ["tests/replay", "tests/two_pass"]),
     "curvature": ("lightning_same/curvature", ["tests/curvature", "tests/callbacks/test_sharpness.py"]),
@@ -58,7 +58,9 @@ PACKAGES = {
         ["tests/experiments/test_study_statistics.py", "tests/experiments/test_study_claims.py"],
     ),
 }
-"""Of each package, where its code is, and the tests that are to find its faults, those that do so soonest first."""
+"""Of each package, where its code is, and the tests that are to find its faults. So are the examples in docstrings."""
+
+EXAMPLES = "tests/test_doctests.py"
 
 SLOW = "ranks"
 """Tests that use this fixture start processes, and run only where a planted fault asks for them."""
@@ -127,7 +129,19 @@ class Fault(NamedTuple):
         for test in self.tests:
             place = ROOT / test.partition("::")[0]
             paths += sorted(place.rglob("*.py")) if place.is_dir() else [place]
-        return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+        return checksum(*paths)
+
+    def reached_by(self, reached: dict[str, dict[str, Any]]) -> list[str]:
+        """Of the tests, those that call the function in which the fault is; all, if it is in none. Quick ones first."""
+        last = self.line + self.before.count("\n")
+        function = reach.around((ROOT / self.file).read_text(), self.line, last)
+        calls = {f"{self.file}:{function}", reach.EVERYTHING}
+        some = {test: known for test, known in reached.items() if function is None or calls & set(known["calls"])}
+        return sorted(some, key=lambda test: some[test]["seconds"])
+
+
+def checksum(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
 def planted() -> list[Fault]:
@@ -161,6 +175,7 @@ def planted() -> list[Fault]:
 def drawn(package: str, number: int, seed: int) -> tuple[list[Fault], int]:
     """So many faults of a package, drawn at random, and how many there are in all."""
     place, tests = PACKAGES[package]
+    tests = [*tests, EXAMPLES]
     files = sorted((ROOT / place).rglob("*.py")) if (ROOT / place).is_dir() else [ROOT / place]
     faults = []
     for path in files:
@@ -233,51 +248,95 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.root = folder / "tree"
         self.log = folder / "log.txt"
+        self.notes = folder / "notes.json"
         for part in ("lightning_same", "tests", "configs", "docs", "notebooks", "benchmarks"):
             shutil.copytree(ROOT / part, self.root / part, ignore=shutil.ignore_patterns("__pycache__", "results"))
         for path in ROOT.iterdir():
             if path.is_file() and path.suffix in (".toml", ".md"):
                 shutil.copy(path, self.root)
 
-    def try_out(self, fault: Fault, limit: float) -> tuple[str, str, float]:
-        """What the tests say of a fault (``found``, ``survived``, ``time-out``), which said it, and the CPU time."""
+    def try_out(self, fault: Fault, tests: list[str] | None, limit: float) -> tuple[str, str, float]:
+        """What the tests say of a fault (``found``, ``survived``, ``time-out``), which said it, and the CPU time.
+
+        Args:
+            fault: what to try.
+            tests: those to run, in this order. Default: all those of the fault, also on several processes.
+            limit: seconds until a time-out.
+        """
+        if tests == []:
+            return "survived", "", 0.0
         place = self.root / fault.file
         whole = place.read_bytes()
         place.write_text(fault.put_into(whole.decode()))
+        files = fault.tests if tests is None else list(dict.fromkeys(test.partition("::")[0] for test in tests))
         try:
-            code, seconds = self.tests(fault.tests, limit, slow=fault.package == "planted")
+            code, seconds = self.tests(files, limit, [] if tests is None else [OneProcess(), reach.Chosen(tests)])
         finally:
             place.write_bytes(whole)
-        said = re.findall(r"^(?:FAILED|ERROR) (\S+)", self.log.read_text(errors="replace"), re.MULTILINE)
+        said = self.failed()
         if code is None:
             return "time-out", "", seconds
         if code not in (0, 1, 2):
             raise SystemExit(f"pytest ended with {code} on {fault.name}:\n{self.log.read_text()[-2000:]}")
         return ("found" if code else "survived"), (said[0] if said else ""), seconds
 
-    def tests(self, tests: tuple[str, ...], limit: float, slow: bool = False) -> tuple[int | None, float]:
+    def failed(self) -> list[str]:
+        """What the last run of tests said of those that failed."""
+        return re.findall(r"^(?:FAILED|ERROR) (\S+)", self.log.read_text(errors="replace"), re.MULTILINE)
+
+    def reached(self, files: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Of each test of these files, which functions it calls and how long it takes; kept by file in `REACHED`."""
+        known = known_reached()
+        states = {file: checksum(self.root / file) for file in files}
+        left = [file for file in files if known.get(file, {}).get("state") != states[file]]
+        sources = {path: path.read_text() for path in sorted((self.root / "lightning_same").rglob("*.py"))}
+        for file in left:
+            for path, code in sources.items():
+                path.write_text(reach.with_notes(code, str(path.relative_to(self.root))))
+            try:
+                self.tests([file], 3600, [OneProcess()], notes=True)
+            finally:
+                for path, code in sources.items():
+                    path.write_text(code)
+            found = json.loads(self.notes.read_text())
+            if found["failed"]:
+                code, _ = self.tests(found["failed"], 3600, [OneProcess()])
+                if code:
+                    raise SystemExit(f"Without a fault the tests fail:\n{self.log.read_text()[-3000:]}")
+                for test in found["failed"]:
+                    found["tests"][test]["calls"] = [reach.EVERYTHING]
+            known = known_reached() | {file: {"state": states[file], "tests": found["tests"]}}
+            REACHED.parent.mkdir(exist_ok=True)
+            write_whole(REACHED, json.dumps(known))
+            print(f"{len(found['tests']):4} tests of {file}", flush=True)
+        known = known_reached()
+        return {test: seen for file in files for test, seen in known[file]["tests"].items()}
+
+    def tests(
+        self, tests: Sequence[str], limit: float, plugins: list[Any], *, notes: bool = False
+    ) -> tuple[int | None, float]:
         """The exit code of pytest, None after too long, and the CPU time that it took."""
         child = os.fork()
         if child == 0:
-            os._exit(self._run(tests, slow))
+            os._exit(self._run(tests, plugins, notes))
         end = time.monotonic() + limit
-        while True:
-            pid, status, usage = os.wait4(child, os.WNOHANG)
-            if pid:
-                code = os.waitstatus_to_exitcode(status)
-                kill_group(child)
-                return code, usage.ru_utime + usage.ru_stime
-            if time.monotonic() > end:
-                kill_group(child)
-                _, _, usage = os.wait4(child, 0)
-                return None, usage.ru_utime + usage.ru_stime
-            time.sleep(0.1)
+        try:
+            while time.monotonic() < end:
+                pid, status, usage = os.wait4(child, os.WNOHANG)
+                if pid:
+                    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+                time.sleep(0.1)
+        finally:
+            kill_group(child)
+        _, _, usage = os.wait4(child, 0)
+        return None, usage.ru_utime + usage.ru_stime
 
-    def _run(self, tests: tuple[str, ...], slow: bool) -> int:
+    def _run(self, tests: Sequence[str], plugins: list[Any], notes: bool) -> int:
         import pytest
 
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with self.log.open("w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
@@ -286,8 +345,13 @@ class Copy:
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         os.environ["PYTHONPATH"] = str(self.root)
         sys.path[:0] = [str(self.root), str(self.root / "tests")]
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-n", "0", "--hypothesis-seed=0", "-W", "ignore"]
-        return int(pytest.main([*options, *tests], plugins=[] if slow else [OneProcess()]))
+        options = ["-q", "-p", "no:cacheprovider", "-n", "0", "--hypothesis-seed=0", "-W", "ignore"]
+        if not notes:
+            return int(pytest.main(["-x", *options, *tests], plugins=plugins))
+        taken = reach.Notes()
+        code = int(pytest.main([*options, *tests], plugins=[*plugins, taken]))
+        self.notes.write_text(json.dumps({"tests": taken.tests, "failed": taken.failed}))
+        return code
 
 
 class OneProcess:
@@ -323,18 +387,32 @@ def load() -> dict[str, Any]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
+def known_reached() -> dict[str, Any]:
+    return json.loads(REACHED.read_text()) if REACHED.exists() else {}
+
+
 def save(results: dict[str, Any]) -> None:
-    part = RESULTS.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    part.replace(RESULTS)
+    write_whole(RESULTS, json.dumps(results, indent=1, sort_keys=True) + "\n")
 
 
-def run(package: str, number: int, seed: int, slowness: float) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Never a part of it, and nothing of another process's."""
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
+
+
+def run(package: str, number: int, seed: int, slowness: float, only: str) -> None:
     faults, total = (planted(), 0) if package == "planted" else drawn(package, number, seed)
     results = load()
     known = results.get(package, {}).get("faults", {})
     states = {fault.name: fault.state() for fault in faults}
-    left = [fault for fault in faults if known.get(fault.name, {}).get("state") != states[fault.name]]
+    left = [
+        fault
+        for fault in faults
+        if known.get(fault.name, {}).get("state") != states[fault.name]
+        and re.search(only, f"{fault.name} {fault.promise}")
+    ]
     left.sort(
         key=lambda fault: known.get(fault.name, {}).get("outcome") == "found"
     )  # What was found before comes last.
@@ -343,18 +421,24 @@ def run(package: str, number: int, seed: int, slowness: float) -> None:
     kept = {fault.name: known[fault.name] for fault in faults if fault.name in known}
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))
-        limits: dict[tuple[str, ...], float] = {}
+        reached = copy.reached(reach.files_of(ROOT, left[0].tests)) if left and package != "planted" else {}
+        without_a_fault: dict[tuple[str, ...], float] = {}
         for fault in left:
-            if fault.tests not in limits:  # As long as they take without a fault, on this machine and now.
-                start = time.monotonic()
-                code, _ = copy.tests(fault.tests, 3600, slow=package == "planted")
+            tests = None if package == "planted" else fault.reached_by(reached)
+            if tests is not None:
+                seconds = sum(reached[test]["seconds"] for test in tests)
+            elif fault.tests in without_a_fault:
+                seconds = without_a_fault[fault.tests]
+            else:
+                code, seconds = copy.tests(fault.tests, 3600, [])
+                without_a_fault[fault.tests] = seconds
                 if code:
                     raise SystemExit(f"Without a fault the tests fail:\n{copy.log.read_text()[-3000:]}")
-                limits[fault.tests] = 30 + slowness * (time.monotonic() - start)
-            outcome, by, seconds = copy.try_out(fault, limits[fault.tests])
+            outcome, by, seconds = copy.try_out(fault, tests, 60 + slowness * seconds)
             kept[fault.name] = {
                 "line": fault.line,
                 "outcome": outcome,
+                "first": known[fault.name].get("first") if fault.name in known else outcome,
                 "by": by,
                 "cpu_seconds": round(seconds, 1),
                 "state": states[fault.name],
@@ -369,19 +453,42 @@ def run(package: str, number: int, seed: int, slowness: float) -> None:
 
 
 def report() -> None:
-    """The scores. A fault that makes the tests hang is found."""
+    """Print the scores and write them to the documentation. A fault that makes the tests hang is found."""
+    rows = []
     reasons = equivalent()
-    print("| package | faults there are | tried | found | equivalent | survived | score |")
-    print("|---|---|---|---|---|---|---|")
     for package, content in load().items():
         faults = content["faults"]
-        survived = [name for name, fault in faults.items() if fault["outcome"] == "survived"]
-        same = [name for name in survived if name in reasons]
-        found, real = len(faults) - len(survived), len(faults) - len(same)
-        print(
-            f"| {package} | {content['of']} | {len(faults)} | {found} | {len(same)} | {len(survived) - len(same)} |"
-            f" {100 * found / max(1, real):.0f}% |"
+        missed = [name for name, fault in faults.items() if fault["outcome"] == "survived"]
+        same = [name for name in missed if name in reasons]
+        found, real = len(faults) - len(missed), len(faults) - len(same)
+        first = [fault.get("first") for fault in faults.values()]
+        low, high = interval(found, real)
+        rows.append(
+            (
+                package,
+                str(content["of"] or ""),
+                str(len(faults)),
+                "" if None in first else str(len(first) - first.count("survived")),
+                str(found),
+                str(len(same)),
+                str(real - found),
+                f"{100 * found / max(1, real):.0f}%",
+                f"{100 * low:.0f}% to {100 * high:.0f}%" if content["of"] else "",
+            )
         )
+    figures.write_table("mutation", rows, HEAD)
+
+
+HEAD = ("package", "faults", "tried", "found at first", "found now", "equivalent", "missed", "score", "95% interval")
+
+
+def interval(found: int, tried: int) -> tuple[float, float]:
+    """The share of all faults that are found, by Clopper and Pearson's interval from a random sample of them."""
+    from scipy.stats import beta
+
+    low = float(beta.ppf(0.025, found, tried - found + 1)) if found else 0.0
+    high = float(beta.ppf(0.975, found + 1, tried - found)) if found < tried else 1.0
+    return low, high
 
 
 def main() -> None:
@@ -389,7 +496,8 @@ def main() -> None:
     parser.add_argument("package", nargs="*", metavar="PACKAGE", help=", ".join([*PACKAGES, "planted"]))
     parser.add_argument("--sample", type=int, default=30, help="faults of each package")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--slowness", type=float, default=3, help="times as long as without a fault, before a time-out")
+    parser.add_argument("--slowness", type=float, default=20, help="times the CPU time of the tests, until a time-out")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="try those alone whose code or promise holds it")
     parser.add_argument("--report", action="store_true", help="print the last scores")
     arguments = parser.parse_args()
     if arguments.report:
@@ -397,9 +505,10 @@ def main() -> None:
         return
     if unknown := set(arguments.package) - {*PACKAGES, "planted"}:
         parser.error(f"PACKAGE must be among {', '.join([*PACKAGES, 'planted'])}, got {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM; the same command goes on"))
     preload()
     for package in arguments.package:
-        run(package, arguments.sample, arguments.seed, arguments.slowness)
+        run(package, arguments.sample, arguments.seed, arguments.slowness, arguments.only)
 
 
 if __name__ == "__main__":
