@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -115,3 +116,19 @@ TestAnySequence = AnySequence.TestCase
 TestAnySequence.settings = settings(
     max_examples=50, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@pytest.mark.parametrize("sam", ["VaSSO", "FriendlySAM", "LookSAM"])
+def test_what_a_rule_carries_is_in_the_file(sam: str) -> None:
+    """One sequence that is always tried: without the file's content the weights differ after the next steps."""
+    machine = AnySequence()
+    try:
+        machine.begin(sam)
+        machine.train([0, 1])
+        machine.save()
+        machine.train([2])
+        machine.stop_and_resume(None)
+        machine.train([3, 4, 5, 6])
+        machine.agrees()
+    finally:
+        machine.teardown()
