@@ -57,6 +57,7 @@ def last_accuracies(notebook: nbformat.NotebookNode) -> dict[str, float]:
     return {name: float(accuracy) for name, accuracy in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != "loggers"])
 def test_a_notebook_runs(name: str, folder: Path) -> None:
     where = ROOT / "notebooks" if name in IN_A_CLONE else folder
@@ -75,6 +76,7 @@ def test_the_quick_start_shows_a_gain_that_one_can_see() -> None:
     assert_sam_gains(read("quick_start"))
 
 
+@pytest.mark.slow
 def test_every_logger_that_is_installed_gets_the_same_keys(folder: Path) -> None:
     notebook = ran("loggers", folder)
     assert pictures(notebook)

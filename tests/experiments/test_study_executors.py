@@ -126,6 +126,7 @@ def test_options_of_ray_that_make_no_sense(
 DDP = {"trainer.devices": 2, "trainer.strategy": "ddp", "data.init_args.batch_size": 10}
 
 
+@pytest.mark.slow
 def test_a_run_on_two_devices_has_a_process_of_its_own(start: Callable[..., BaseProcess], tmp_path: Path) -> None:
     """Lightning starts that process's command again; it would have been the study's."""
     methods = {"SAM": {"sam": {"class_path": "SAM"}}, "bad": {"sam": None, "trainer.callbacks": [FAIL]}}

@@ -33,7 +33,7 @@ def test_a_worker_that_dies_while_its_child_lives_is_seen(start: Callable[..., B
     wait_until(lambda: gone(int(place.read_text())))
 
 
-@pytest.mark.parametrize("distance", [0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("distance", [0.0, 0.05, *(pytest.param(late, marks=pytest.mark.slow) for late in (0.3, 1.0))])
 def test_ctrl_c_twice_leaves_a_report_or_none_and_nothing_running(
     distance: float, study: str, undisturbed: Path, start: Callable[..., BaseProcess], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
+import pytest
 from lightning_suite.differences import DIFFERENCES
 from lightning_suite.fits import KINDS
 from support.paths import TESTS
@@ -50,6 +51,7 @@ def test_counts_the_steps():
 """
 
 
+@pytest.mark.slow
 def test_what_differs_fails_and_what_fails_anyway_does_not(tmp_path: Path) -> None:
     for name, content in {
         "src/version.info": pl.__version__,

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from lightning_same import SAME, with_sam
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import os, sys
 sys.path[:0] = {path!r}
