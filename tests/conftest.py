@@ -26,19 +26,26 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # Before xdist looks for the groups.
+def starts_processes(item: pytest.Item) -> bool:
+    """Whether a test runs on the groups of processes."""
+    return "ranks" in getattr(item, "fixturenames", ())
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """One worker runs all tests of several processes. Said here, since xdist reads it before any later hook of ours."""
+    if starts_processes(item):
+        item.add_marker(pytest.mark.xdist_group("ranks"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all tests of several processes; limits are those of this machine; what starts nothing is fast."""
+    """Limits are those of this machine; what starts nothing is fast."""
     scale = slowness()
     for item in items:
-        starts_processes = "ranks" in getattr(item, "fixturenames", ())
-        if starts_processes:
-            item.add_marker(pytest.mark.xdist_group("ranks"))
         if item.config.getoption("timeout", None) is None:
             own = item.get_closest_marker("timeout")
             limit = float(own.args[0] if own and own.args else item.config.getini("timeout"))
             item.add_marker(pytest.mark.timeout(limit * scale), append=False)
-        if is_fast(item.path) and not starts_processes:
+        if is_fast(item.path) and not starts_processes(item):
             item.add_marker(pytest.mark.fast)
 
 

@@ -224,7 +224,7 @@ def test_every_rule_by_flag_and_back_from_its_file(name: str) -> None:
 
 def test_a_value_out_of_range_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, f"--model={BORING}", "--sam=SAM", "--sam.rho=-1")
-    assert line == "error: --sam: SAM: `rho` must be a finite number >= 0, got -1.0."
+    assert line == "error: --sam: SAM: `rho` must be a finite number >= 0 and <= 1.8e+19, got -1.0."
     assert "`ckpt` must be one of 1, 2, 3, 4" in refused(capsys, f"--model={BORING}", "--sam=SAME", "--sam.ckpt=7")
 
 

@@ -82,7 +82,7 @@ REFUSED: list[tuple[type[pl.LightningModule], type[Exception], str]] = [
     (NoOptimizer, RuntimeError, r"NoOptimizer.configure_optimizers returns no optimizer.*SAM\(rho=0.1\).*Return one"),
     (NotARule, TypeError, r"NotARule.sam must be a rule such as SAM\(rho=0.05\), or None; got 'SAM'"),
     (RuleClass, TypeError, r"RuleClass.sam must be a rule such as SAM\(\), or None"),
-    (BadGroup, ValueError, r"`rho` of parameter group 0 must be a finite number >= 0, got -0.1"),
+    (BadGroup, ValueError, r"`rho` of parameter group 0 must be a finite number >= 0 and <= 1.8e\+19, got -0.1"),
     (Sparse, RuntimeError, r"sparse gradients cannot be split.*sparse=False"),
     (Iterator, RuntimeError, r"takes `dataloader_iter`.*Take `batch` instead"),
 ]
