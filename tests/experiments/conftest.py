@@ -30,8 +30,8 @@ def start() -> Iterator[Callable[..., BaseProcess]]:
     context = fresh_processes()
     started = []
 
-    def begun(results: Path, *arguments: str) -> BaseProcess:
-        process = context.Process(target=begin, args=([*arguments, "--results", str(results)], f"{results}.log"))
+    def begun(results: Path, *arguments: str, target: Callable[..., None] = begin) -> BaseProcess:
+        process = context.Process(target=target, args=([*arguments, "--results", str(results)], f"{results}.log"))
         process.start()
         started.append(process)
         return process

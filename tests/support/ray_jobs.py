@@ -1,20 +1,27 @@
 """Stand-ins for the training of a run, which take no time, and a machine that shares no directory."""
 
+import argparse
 import contextlib
 import json
 import os
+import random
+import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
+from lightning_same.experiments.study.executors.events import Executor
+from lightning_same.experiments.study.executors.processes import Processes
+from lightning_same.experiments.study.executors.ray_cluster import RayCluster
 from lightning_same.experiments.study.executors.ray_worker import Job
 from lightning_same.experiments.study.identity import checksum
 from lightning_same.experiments.study.outcome import check
 from lightning_same.experiments.study.plan import Run
+from support.studies import begin
 
 METRICS = "epoch,step,val/accuracy\n0,1,0.5\n"
 
@@ -88,6 +95,45 @@ def leave(run: Run, directory: Path, metrics: str = METRICS) -> None:
         "files": {"metrics.csv": checksum(metrics)},
     }
     (place / "done.json").write_text(json.dumps(outcome | {"check": check(outcome)}))
+
+
+class Unasked(RayCluster):
+    """Performs runs that only pretend to train, and does not ask the nodes what they have installed."""
+
+    def __init__(self, address: str, retries: int) -> None:
+        super().__init__(address, retries=retries, perform=in_epochs)
+
+    @override
+    def check(self, runs: Sequence[Run], directory: Path, threads: int) -> list[str]:
+        return []
+
+
+def begin_pretending(arguments: list[str], log: str) -> None:
+    """The command in a process of its own, whose runs only pretend to train."""
+    from lightning_same.experiments.study import command
+
+    def executor(options: argparse.Namespace) -> Executor:
+        return Unasked(options.ray, options.retries or 0) if options.ray else Processes(1, perform=in_epochs)
+
+    command._executor = executor
+    begin(arguments, log)
+
+
+EPOCHS = 4
+
+
+def in_epochs(run: Run, directory: Path, threads: int, tell: Callable[[int], None]) -> None:
+    """Metrics that follow from the configuration alone, in half a second; of seed 2, only when the gate is open."""
+    rows = ["epoch,step,train_eval/accuracy,val/accuracy"]
+    for epoch in range(EPOCHS):
+        time.sleep(0.125)
+        tell(epoch + 1)
+        draw = random.Random(f"{run.digest} {epoch}")
+        rows.append(f"{epoch},{epoch},{draw.uniform(0.4, 0.9)},{draw.uniform(0.4, 0.9)}")
+    while run.seed == 2 and not Path(os.environ.get("GATE", "/")).exists():
+        time.sleep(0.05)
+    shutil.rmtree(directory / run.name, ignore_errors=True)
+    leave(run, directory, "\n".join(rows) + "\n")
 
 
 def slowly(run: Run, directory: Path, threads: int, tell: Callable[[int], None]) -> None:
