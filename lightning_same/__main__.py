@@ -44,8 +44,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.insert(0, os.getcwd())
     if "_ARGCOMPLETE" in os.environ:
         from lightning_same.cli.completion import complete
+        from lightning_same.experiments.study.options import parser
 
-        complete()
+        complete(parser())
     # Each command loads what it needs, and no more: they start sooner so.
     match words:
         case [] | ["-h" | "--help", *_]:

@@ -9,6 +9,7 @@ import argcomplete
 from argcomplete.completers import FilesCompleter
 
 from lightning_same.cli import configs, plot
+from lightning_same.cli.doctor import command as doctor
 
 RULES = (
     "AESAM",
@@ -38,19 +39,23 @@ TRAINER = ("accelerator", "callbacks", "devices", "logger", "max_epochs", "max_s
 """Options of the Trainer that are given most often."""
 
 
-def complete() -> None:
-    """Print what the word may become, and end the process; nothing unless the shell has asked for it."""
-    argcomplete.autocomplete(_parser(), validator=lambda word, prefix: word.startswith(prefix))
+def complete(study: argparse.ArgumentParser) -> None:
+    """Print what the word may become, and end the process; nothing unless the shell has asked for it.
+
+    Args:
+        study: the parser of ``lightning-same study``, which stands on top of this package.
+    """
+    argcomplete.autocomplete(_parser(study), validator=lambda word, prefix: word.startswith(prefix))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(study: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """All commands as one parser, which completes and never parses."""
     parser = argparse.ArgumentParser(prog="lightning-same")
     commands = parser.add_subparsers()
     for command in "fit", "validate", "test", "predict", "sharpness":
         own = commands.add_parser(command)
-        _choose(own, "--config", "-c", choices=configs.names("fit"))
-        _choose(own, "--sam", choices=[*RULES, "null"])
+        _offer(own.add_argument("--config", "-c"), configs.names("fit"))
+        _offer(own.add_argument("--sam"), [*RULES, "null"])
         for option in (
             "--model",
             "--data",
@@ -63,21 +68,18 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument("--two_pass.accumulate", choices=["window", "micro_batch"])
         own.add_argument("--two_pass.nonfinite", choices=["propagate", "skip"])
         own.add_argument("--test_after_fit", choices=["true", "false"])
-    commands.add_parser("plot", parents=[plot.parser()], add_help=False)
-    commands.add_parser("configs", parents=[configs.parser()], add_help=False)
-    study = commands.add_parser("study")
-    study.add_argument("command", nargs="?", choices=["report"])
-    _choose(study, "--config", "-c", choices=configs.names("study"))
-    for option in "--results", "--jobs", "--run", "--dry-run", "--print-commands":
-        study.add_argument(option)
+    for command, its in {"plot": plot, "configs": configs, "doctor": doctor}.items():
+        commands.add_parser(command, parents=[its.parser()], add_help=False)
+    own = commands.add_parser("study", parents=[study], add_help=False)
+    _offer(next(action for action in own._actions if action.dest == "config"), configs.names("study"))
     return parser
 
 
-def _choose(parser: argparse.ArgumentParser, *options: str, choices: list[str]) -> None:
-    """An option that takes one of these, or a file."""
+def _offer(action: argparse.Action, choices: list[str]) -> None:
+    """An option takes one of these, or a file."""
     files = FilesCompleter(["yaml", "yml", "py"])
 
     def either(prefix: str, **given: object) -> list[str]:
         return [*choices, *files(prefix, **given)]
 
-    parser.add_argument(*options).completer = either  # type: ignore[attr-defined]
+    action.completer = either  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_same.__main__ import COMMANDS
 from lightning_same.cli.completion import RULES
 from lightning_same.cli.fit import CHOICES
 
@@ -35,6 +36,10 @@ def offered(line: str, folder: Path) -> set[str]:
         ("lightning-same study --config rad", {"radius", "radius_clean"}),
         ("lightning-same plot --w", {"--watch"}),
         ("lightning-same fit --two_pass.ascent=l", {"--two_pass.ascent=local"}),
+        ("lightning-same study --ra", {"--ray"}),
+        ("lightning-same study --cpus", {"--cpus-per-run"}),
+        ("lightning-same doctor --f", {"--full"}),
+        ("lightning-same ", {*COMMANDS, "-h", "--help"}),
     ],
 )
 def test_what_a_word_may_become(line: str, words: set[str], tmp_path: Path) -> None:

@@ -25,15 +25,20 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 if a test has failed, 2 if the command cannot run here.
     """
-    parser = Parser(prog="lightning-same doctor", description=DESCRIPTION)
-    add = parser.add_argument
-    add("--full", action="store_true", help="run the long tests of the GPUs; needs a checkout of the repository")
-    add("--out", type=Path, metavar="FILE", help=f"write the page there (with --full, default: {PAGE})")
-    given = parser.parse_args(args)
+    given = parser().parse_args(args)
     with told("lightning-same doctor"):
         passed = _run(given.full, given.out or (Path(PAGE) if given.full else None))
     if not passed:
         sys.exit(1)
+
+
+def parser() -> Parser:
+    """Of the command's options."""
+    made = Parser(prog="lightning-same doctor", description=DESCRIPTION)
+    add = made.add_argument
+    add("--full", action="store_true", help="run the long tests of the GPUs; needs a checkout of the repository")
+    add("--out", type=Path, metavar="FILE", help=f"write the page there (with --full, default: {PAGE})")
+    return made
 
 
 def _run(full: bool, out: Path | None) -> bool:

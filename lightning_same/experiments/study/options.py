@@ -21,37 +21,44 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
     Raises:
         SystemExit: 2 for options that make no sense together.
     """
-    parser = Parser(prog=COMMAND, description="Train methods x seeds x swept options, and report on them.")
-    parser.add_argument("command", nargs="?", choices=["report"], help="report DIR: the report of what is finished.")
-    parser.add_argument("directory", nargs="?", help="The results directory that `report` reads.")
-    parser.add_argument("-c", "--config", help="The study: a YAML file, or a name of `lightning-same configs`.")
-    parser.add_argument("--results", metavar="DIR", help="Where the results go; by default runs/NAME.")
-    parser.add_argument("--jobs", type=int, metavar="N", help="Runs at a time on this machine; 1 by default.")
-    ray = parser.add_argument_group("on a Ray cluster (docs/several_machines.md)")
+    made = parser()
+    options = made.parse_args(list(args))
+    if (options.command is None) != (options.directory is None):
+        made.error("`report` needs the results directory: lightning-same study report DIR")
+    if options.command is None and options.config is None:
+        made.error("give the study: --config digits, --config FILE.yaml or `report DIR`")
+    if options.jobs is not None and not 1 <= options.jobs <= MAX_JOBS:
+        bound = "at least 1" if options.jobs < 1 else f"at most {MAX_JOBS}"
+        made.error(f"--jobs must be {bound}, got {options.jobs}")
+    _check_ray(made, options)
+    if options.config is not None:
+        shipped = found(options.config, "study")
+        if shipped is None and _is_nowhere(options.config):
+            made.error(missing(options.config, "study"))
+        options.config = str(shipped or options.config)
+    return options
+
+
+def parser() -> Parser:
+    """Of the command's options."""
+    made = Parser(prog=COMMAND, description="Train methods x seeds x swept options, and report on them.")
+    add = made.add_argument
+    add("command", nargs="?", choices=["report"], help="report DIR: the report of what is finished.")
+    add("directory", nargs="?", help="The results directory that `report` reads.")
+    add("-c", "--config", help="The study: a YAML file, or a name of `lightning-same configs`.")
+    add("--results", metavar="DIR", help="Where the results go; by default runs/NAME.")
+    add("--jobs", type=int, metavar="N", help="Runs at a time on this machine; 1 by default.")
+    ray = made.add_argument_group("on a Ray cluster (docs/several_machines.md)")
     where = "HOST:PORT or auto, this machine's; without an address a Ray of its own."
     ray.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help=f"Runs as Ray tasks: {where}")
     ray.add_argument("--cpus-per-run", type=float, metavar="N", help="By default the study's threads for each device.")
     ray.add_argument("--gpus-per-run", type=float, metavar="N", help="May be a share of one; by default one a device.")
     ray.add_argument("--max-concurrent", type=int, metavar="N", help="Runs at a time; by default all with room.")
     ray.add_argument("--retries", type=int, metavar="N", help="For runs lost with process or node; 2 by default.")
-    parser.add_argument("--run", metavar="NAME", help="Only this run, in this process, and no report.")
-    parser.add_argument("--dry-run", action="store_true", help="Check everything, and list the runs that are left.")
-    parser.add_argument("--print-commands", action="store_true", help="Print one command per unfinished run.")
-    options = parser.parse_args(list(args))
-    if (options.command is None) != (options.directory is None):
-        parser.error("`report` needs the results directory: lightning-same study report DIR")
-    if options.command is None and options.config is None:
-        parser.error("give the study: --config digits, --config FILE.yaml or `report DIR`")
-    if options.jobs is not None and not 1 <= options.jobs <= MAX_JOBS:
-        bound = "at least 1" if options.jobs < 1 else f"at most {MAX_JOBS}"
-        parser.error(f"--jobs must be {bound}, got {options.jobs}")
-    _check_ray(parser, options)
-    if options.config is not None:
-        shipped = found(options.config, "study")
-        if shipped is None and _is_nowhere(options.config):
-            parser.error(missing(options.config, "study"))
-        options.config = str(shipped or options.config)
-    return options
+    add("--run", metavar="NAME", help="Only this run, in this process, and no report.")
+    add("--dry-run", action="store_true", help="Check everything, and list the runs that are left.")
+    add("--print-commands", action="store_true", help="Print one command per unfinished run.")
+    return made
 
 
 def _is_nowhere(path: str) -> bool:
