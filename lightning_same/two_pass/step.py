@@ -265,7 +265,7 @@ class TwoPassStep(Step):
         if not (params and self.rule.timing.confirmed(direction, self._progress, memory)):
             return
         self._has_perturbed = True
-        finite_at_w = self._looked_at(direction)
+        finite_at_w = self._finite_at_w(direction)
         keeps_base = self.rule.combination.needs_grads or bool(self._observers())
         others = [param for param in parameters_of(modules) if param not in radii]
         average_is_there: Callable[[], None] = _nothing
@@ -383,7 +383,7 @@ class TwoPassStep(Step):
             return grads
         return list(torch._foreach_mul(grads, parts if scale is None else parts / scale))
 
-    def _looked_at(self, grads: list[Tensor]) -> Tensor | None:
+    def _finite_at_w(self, grads: list[Tensor]) -> Tensor | None:
         """Whether g is finite, on the first perturbation of a fit; None on others, and where a loss scaler tells."""
         is_first = self._options.check_replay and not self.fit.is_radius_checked and self.rho > 0
         return all_finite(grads) if is_first and loss_scale(self.trainer, self.module.device) is None else None

@@ -20,7 +20,6 @@ pytest.importorskip("ray")
 from support.ray_jobs import begin_pretending, cluster_of, patiently
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
-TESTS = str(Path(__file__).parents[1])
 KILLS = 5
 
 
@@ -33,11 +32,8 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(gate: Path) -> Iterator[Any]:
     """A head without CPUs and two nodes of one slot each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")]))
-        patch.setenv("GATE", str(gate))
-        with cluster_of(2, cpus=1) as made:
-            yield made
+    with cluster_of(2, cpus=1, GATE=gate) as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What the executor on Ray does with runs that are lost, fail, come back or have to end; no run trains."""
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from lightning_same.experiments.study.executors.events import Event
 from lightning_same.experiments.study.executors.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.xdist_group("ray")
-TESTS = str(Path(__file__).parents[1])
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +30,8 @@ def died(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(died: Path) -> Iterator[Any]:
     """A head without CPUs and two nodes with two each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")]))
-        patch.setenv("DIED", str(died))
-        with cluster_of(2, cpus=2) as made:
-            yield made
+    with cluster_of(2, cpus=2, DIED=died) as made:
+        yield made
 
 
 def performed(executor: RayCluster, runs: list[Run], directory: Path, **options: Any) -> list[Event]:

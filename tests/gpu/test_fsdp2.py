@@ -11,11 +11,9 @@ from support.fsdp2 import options_for, train, train_and_resume, train_each
 from support.named_rules import RULES
 from support.nets import Plain, build
 from support.ranks import Ranks
-from support.sharded import needs_fsdp2, whole
+from support.sharded import TwoDimensional, needs_fsdp2, whole
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.utils.data import DataLoader, DistributedSampler
 
 from gpu.machine import BACKEND, DEVICE, GPUS, REHEARSAL, fit
 from lightning_same import SAM, SAME, CheckpointFractionMonitor, GradientNormMonitor, Rule, VaSSO, with_sam
@@ -87,25 +85,6 @@ def test_frozen_layers_that_a_step_writes_to(gpus: Ranks) -> None:
     for ours in gpus.run(train_with_teacher, rule):
         for a, b in zip(ours, weights, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-
-
-class TwoDimensional(Plain):
-    """The layers split between pairs of processes, and the halves sharded over the others."""
-
-    def configure_model(self) -> None:
-        if self.device_mesh is None:
-            return
-        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
-        parallelize_module(self.layers, self.device_mesh["tensor_parallel"], plan)
-        fully_shard(self.layers, mesh=self.device_mesh["data_parallel"])
-
-    def train_dataloader(self) -> DataLoader:
-        data = super().train_dataloader().dataset
-        if self.device_mesh is None:
-            return DataLoader(data, 8)
-        mesh = self.device_mesh["data_parallel"]
-        sampler = DistributedSampler(data, mesh.size(), mesh.get_local_rank(), shuffle=False)
-        return DataLoader(data, 8 // mesh.size(), sampler=sampler)
 
 
 def train_in_two_dimensions(rule: Rule) -> list[Tensor]:

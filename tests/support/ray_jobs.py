@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typing_extensions import override
 
 from lightning_same.experiments.study.executors.events import Executor
@@ -21,6 +22,7 @@ from lightning_same.experiments.study.executors.ray_worker import Job
 from lightning_same.experiments.study.identity import checksum
 from lightning_same.experiments.study.outcome import check
 from lightning_same.experiments.study.plan import Run
+from support.paths import TESTS
 from support.studies import begin
 
 METRICS = "epoch,step,val/accuracy\n0,1,0.5\n"
@@ -35,17 +37,27 @@ class Apart(Job):
 
 
 @contextlib.contextmanager
-def cluster_of(nodes: int, cpus: int) -> Iterator[Any]:
-    """A head without CPUs and some nodes."""
+def cluster_of(nodes: int, cpus: int, **environment: Path) -> Iterator[Any]:
+    """A head without CPUs and some nodes, whose processes find the tests' modules.
+
+    Args:
+        nodes: how many.
+        cpus: of each.
+        **environment: more variables of its processes.
+    """
     from ray.cluster_utils import Cluster
 
-    made = patiently(Cluster, initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        for _ in range(nodes):
-            patiently(made.add_node, num_cpus=cpus)
-        yield made
-    finally:
-        made.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+        for name, path in environment.items():
+            patch.setenv(name, str(path))
+        made = patiently(Cluster, initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            for _ in range(nodes):
+                patiently(made.add_node, num_cpus=cpus)
+            yield made
+        finally:
+            made.shutdown()
 
 
 def patiently(start: Callable[..., Any], **options: Any) -> Any:

@@ -7,9 +7,10 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.utils.data import DataLoader
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.data import DataLoader, DistributedSampler
 
-from support.nets import Plain, loader
+from support.nets import Plain, collate, loader
 
 needs_fsdp2 = pytest.mark.skipif(torch.__version__ < "2.7", reason="FSDP2 runs on a CPU from torch 2.7.0 on")
 
@@ -23,6 +24,26 @@ class Sharded(Plain):
         mesh = self.device_mesh["data_parallel"]
         fully_shard(self.layers[0], mesh=mesh)
         fully_shard(self.layers, mesh=mesh)
+
+
+class TwoDimensional(Plain):
+    """The first layer by columns, the second by rows, and both over the data-parallel processes."""
+
+    def configure_model(self) -> None:
+        if self.device_mesh is None:
+            return
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        parallelize_module(self.layers, self.device_mesh["tensor_parallel"], plan)
+        fully_shard(self.layers, mesh=self.device_mesh["data_parallel"])
+
+    def train_dataloader(self) -> DataLoader:
+        """Processes of one tensor-parallel group read the same samples."""
+        whole = DataLoader(super().train_dataloader().dataset, 8, collate_fn=collate)
+        if self.device_mesh is None:
+            return whole
+        data_parallel = self.device_mesh["data_parallel"]
+        sampler = DistributedSampler(whole.dataset, data_parallel.size(), data_parallel.get_local_rank(), shuffle=False)
+        return DataLoader(whole.dataset, 8 // data_parallel.size(), sampler=sampler, collate_fn=collate)
 
 
 class Validated(Sharded):

@@ -9,40 +9,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from support.fits import differences, trainer
 from support.named_rules import RULES
-from support.nets import Plain, build, collate, seed_all
+from support.nets import build, seed_all
 from support.ranks import Ranks
-from support.sharded import needs_fsdp2, whole
+from support.sharded import TwoDimensional, needs_fsdp2, whole
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_same import Rule, VaSSO, with_sam
 from lightning_same.gradients.checkpoints import checkpoint_counts
 from lightning_same.gradients.tensors import dot_and_square, global_norm, norm_of
 
 pytestmark = needs_fsdp2
-
-
-class Sharded(Plain):
-    """The first layer by columns, the second by rows, and both over the data-parallel processes."""
-
-    def configure_model(self) -> None:
-        if self.device_mesh is None:
-            return
-        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
-        parallelize_module(self.layers, self.device_mesh["tensor_parallel"], plan)
-        fully_shard(self.layers, mesh=self.device_mesh["data_parallel"])
-
-    def train_dataloader(self) -> DataLoader:
-        """Processes of one tensor-parallel group read the same samples."""
-        whole = DataLoader(super().train_dataloader().dataset, 8, collate_fn=collate)
-        if self.device_mesh is None:
-            return whole
-        data_parallel = self.device_mesh["data_parallel"]
-        sampler = DistributedSampler(whole.dataset, data_parallel.size(), data_parallel.get_local_rank(), shuffle=False)
-        return DataLoader(whole.dataset, 8 // data_parallel.size(), sampler=sampler, collate_fn=collate)
 
 
 def strategy() -> dict[str, Any]:
@@ -52,7 +29,7 @@ def strategy() -> dict[str, Any]:
 
 def train(rule: Rule, folder: str | None = None, resume: bool = False) -> list[Tensor]:
     """Two epochs, of which a resumed run takes the second; a checkpoint file after each, if there is a folder."""
-    module = with_sam(build(Sharded), rule)
+    module = with_sam(build(TwoDimensional), rule)
     options: dict[str, Any] = strategy() if torch.distributed.is_initialized() else {}
     if folder is not None:
         keep = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
@@ -96,7 +73,7 @@ def test_a_rule_remembers_over_a_checkpoint_file(ranks: dict[int, Ranks], tmp_pa
 
 def measure() -> tuple[bool, list[Any], list[Any]]:
     """By the shards, and by the whole tensors: a norm, a dot product, counts, a norm of a formula."""
-    module = build(Sharded)
+    module = build(TwoDimensional)
     made = trainer(max_epochs=1, **strategy())
     made.fit(module)
     first = [param.detach() for param in module.parameters()]

@@ -179,10 +179,13 @@ def _silent() -> Iterator[None]:
 def _of_all(run: Run, variants: Sequence[Run], error: StudyError) -> bool:
     """Whether the next method fails in the same way: the study's options or its base are wrong, not the method."""
     other = next((variant for variant in variants if variant.method != run.method), None)
+    if other is None:
+        return False
     try:
-        return other is not None and _built(other) is None
+        _built(other)
     except StudyError as same:
         return str(same) == str(error)
+    return False
 
 
 def _built(run: Run) -> SAMCLI:
