@@ -31,5 +31,5 @@ def ascent(
         return SAM(RHO if rho is None else rho), None
     radii: dict[Tensor, float] = {}
     for optimizer in trainer.optimizers:
-        radii |= radii_of(optimizer, value(own.rho, progress_of(trainer, trainer.global_step, optimizer)))
+        radii |= radii_of(optimizer, value(own.rho, progress_of(trainer, module, optimizer)))
     return SAM() if own.ahead or own.perturbation.stateful else own, radii

@@ -35,3 +35,8 @@ def opens_window(trainer: pl.Trainer) -> bool:
 def batches_seen(trainer: pl.Trainer) -> int:
     """Training batches before the current one, over all epochs."""
     return trainer.fit_loop.epoch_loop.total_batch_idx
+
+
+def batches_ended(trainer: pl.Trainer) -> int:
+    """Training batches that have ended, over all epochs."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.completed

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_same.rules.progress import Progress
+from lightning_same.trainer.loop import batches_ended
 
 
 def trained(optimizer: Optimizer) -> list[Tensor]:
@@ -55,9 +56,16 @@ def largest_lr(trainer: pl.Trainer) -> float:
     return max(rates, default=0.0)
 
 
-def progress_of(trainer: pl.Trainer, step: int, optimizer: Optimizer) -> Progress:
-    """How far training has come when step ``step`` of an optimizer begins."""
-    return Progress(step, trainer.current_epoch, total_steps(trainer), lr_ratio(optimizer))
+def progress_of(trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer) -> Progress:
+    """How far training has come between two batches, when the next step of an optimizer begins.
+
+    In manual optimization steps are batches, as in `two_pass_step`: ``global_step`` counts those of all optimizers.
+    """
+    step, total = trainer.global_step, total_steps(trainer)
+    if not module.automatic_optimization:
+        steps, step = step, batches_ended(trainer)
+        total = total_batches(trainer, step, steps)
+    return Progress(step, trainer.current_epoch, total, lr_ratio(optimizer))
 
 
 def total_steps(trainer: pl.Trainer) -> int | None:

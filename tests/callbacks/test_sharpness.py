@@ -8,11 +8,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from support.fits import RowLogger, fit, trainer
-from support.nets import Plain, build
+from support.nets import Plain, TwoOptimizers, build
 from support.sharpness import GAP, TOP, exact, measured, rise
 from torch import Tensor, nn
 
-from lightning_same import ASAM, SAM, SAME, FriendlySAM, MomentumSAM, SharpnessMonitor, with_sam
+from lightning_same import ASAM, SAM, SAME, FriendlySAM, MomentumSAM, Progress, SAMMixin, SharpnessMonitor, with_sam
 from lightning_same.curvature.eigenvalues import extreme_eigenvalues
 from lightning_same.rules.schedules import Linear
 
@@ -82,6 +82,27 @@ def test_the_gap_is_at_the_radius_of_the_moment() -> None:
     gaps = [{key: row[key] for key in row if key.endswith("ascent_gap")} for step, row in logger.rows if step == 3]
     (own, fixed) = (next(row[key] for row in gaps if key in row) for key in (GAP, "sharpness/fixed/ascent_gap"))
     assert own == pytest.approx(fixed, rel=1e-5)
+
+
+@pytest.mark.parametrize(("when", "steps"), [({"every_n_steps": 3}, range(12)), ({"every_n_epochs": 1}, range(13))])
+def test_with_several_optimizers_the_radius_of_the_moment_is_that_of_their_steps(when: Any, steps: range) -> None:
+    """Twelve batches, in each of which two optimizers step: the schedule counts batches, for the monitor too."""
+    seen: set[tuple[int, int | None]] = set()
+
+    class Watched(Linear):
+        def value(self, at: Progress) -> float:
+            seen.add((at.step, at.total))
+            return super().value(at)
+
+    class Manual(SAMMixin, TwoOptimizers):
+        sam = SAM(Watched(0.4, 0.1))
+
+        def step(self, loss_fn: Any, optimizer: Any) -> None:
+            self.two_pass_step(loss_fn, optimizer)
+
+    monitor = SharpnessMonitor(**when, loss_fn=lambda module, batch: module.critic(batch[0]).square().mean())
+    fit(build(Manual), max_epochs=2, callbacks=[monitor])
+    assert seen == {(step, 12) for step in steps}
 
 
 def test_a_group_with_radius_0_is_not_perturbed() -> None:

@@ -11,6 +11,9 @@ import lightning.pytorch as pl
 
 from lightning_suite.fits import KINDS
 
+TIMEOUT = 300
+"""Seconds for a test; ``--timeout`` takes another number."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lightning_suite", description="Lightning's own tests.")
@@ -34,7 +37,9 @@ def main() -> int:
     for kind in options.kind or KINDS:
         command = [sys.executable, "-m", "pytest", "-p", "lightning_suite.plugin", "-p", "no:cacheprovider"]
         command += ["-c", str(checkout / "pyproject.toml"), f"--rootdir={checkout}", "-o", "addopts=", "-q"]
-        command += ["--continue-on-collection-errors", f"--kind={kind}", f"--outcomes={outcomes}", *for_pytest]
+        command += ["--continue-on-collection-errors", f"--kind={kind}", f"--outcomes={outcomes}"]
+        # For each run of a test: also for the one in plain Lightning, where the first has hung.
+        command += [f"--timeout={TIMEOUT}", "-o", "timeout_func_only=true", *for_pytest]
         done = subprocess.run(
             [*command, str(tests / options.tests)], cwd=checkout, env={**os.environ, "PYTHONPATH": path}
         )

@@ -61,13 +61,13 @@ class Suite:
                 outcome = "listed"
             else:
                 outcome = "differs"
-        error = [str(report.longrepr).strip().splitlines()[-1][:300] for report in reports if report.failed]
+        why = [reason_of(report) for report in reports if not report.passed]
         for report in reports:
             if report.failed and outcome in (FAILS_PLAIN, "listed"):
                 reason = FAILS_PLAIN if outcome == FAILS_PLAIN else self.listed[str(self.entry(item.nodeid))]
                 report.outcome, report.longrepr = "skipped", (str(item.path), 0, reason)
             item.ihook.pytest_runtest_logreport(report=report)
-        self.keep({"test": item.nodeid, "kind": self.kind, "outcome": outcome, "fits": fits.count, "error": error})
+        self.keep({"test": item.nodeid, "kind": self.kind, "outcome": outcome, "fits": fits.count, "why": why})
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
@@ -101,9 +101,12 @@ class Suite:
         fits = sum(each["fits"] for each in mine)
         terminalreporter.section(f"lightning_suite, {self.kind}")
         terminalreporter.line(f"{len(mine)} tests, {fits} fits: " + ", ".join(f"{n} {o}" for o, n in counts.items()))
+        skipped = Counter(reason for each in mine if each["outcome"] == "skipped" for reason in each["why"])
+        for reason, count in skipped.most_common():
+            terminalreporter.line(f"{count} skipped: {reason}")
         for each in mine:
             if each["outcome"] == "differs":
-                terminalreporter.line(f"DIFFERS {each['test']}: {' '.join(each['error'])}")
+                terminalreporter.line(f"DIFFERS {each['test']}: {' '.join(each['why'])}")
         for key in self.stale():
             terminalreporter.line(f"LISTED, BUT PASSES {key}")
 
@@ -119,3 +122,10 @@ def run(item: pytest.Item, nextitem: pytest.Item | None, fits: Fits) -> Sequence
 def outcome_of(reports: Sequence[pytest.TestReport]) -> str:
     outcomes = {report.outcome for report in reports}
     return next((outcome for outcome in ("failed", "skipped") if outcome in outcomes), "passed")
+
+
+def reason_of(report: pytest.TestReport) -> str:
+    """Why a test was skipped, or the last line of its error."""
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return str(report.longrepr).strip().splitlines()[-1][:300]
