@@ -6,6 +6,7 @@ from torch import Tensor
 from lightning_same.rules.base import Rule
 from lightning_same.rules.sam import SAM
 from lightning_same.rules.schedules import value
+from lightning_same.trainer.loop import batches_ended
 from lightning_same.trainer.optimizers import progress_of, radii_of
 
 RHO = 0.05
@@ -30,6 +31,7 @@ def ascent(
     if rho is not None or not isinstance(own, Rule):
         return SAM(RHO if rho is None else rho), None
     radii: dict[Tensor, float] = {}
+    batches = None if module.automatic_optimization else batches_ended(trainer)
     for optimizer in trainer.optimizers:
-        radii |= radii_of(optimizer, value(own.rho, progress_of(trainer, module, optimizer)))
+        radii |= radii_of(optimizer, value(own.rho, progress_of(trainer, optimizer, batches)))
     return SAM() if own.ahead or own.perturbation.stateful else own, radii

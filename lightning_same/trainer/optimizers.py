@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_same.rules.progress import Progress
-from lightning_same.trainer.loop import batches_ended
 
 
 def trained(optimizer: Optimizer) -> list[Tensor]:
@@ -56,15 +55,19 @@ def largest_lr(trainer: pl.Trainer) -> float:
     return max(rates, default=0.0)
 
 
-def progress_of(trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer) -> Progress:
+def progress_of(trainer: pl.Trainer, optimizer: Optimizer, batches: int | None) -> Progress:
     """How far training has come between two batches, when the next step of an optimizer begins.
 
-    In manual optimization steps are batches, as in `two_pass_step`: ``global_step`` counts those of all optimizers.
+    Args:
+        trainer: the Trainer.
+        optimizer: which of its optimizers.
+        batches: batches so far, which are the steps in manual optimization, where ``global_step`` counts those of all
+            optimizers; None in automatic optimization.
     """
-    step, total = trainer.global_step, total_steps(trainer)
-    if not module.automatic_optimization:
-        steps, step = step, batches_ended(trainer)
-        total = total_batches(trainer, step, steps)
+    if batches is None:
+        step, total = trainer.global_step, total_steps(trainer)
+    else:
+        step, total = batches, total_batches(trainer, batches, trainer.global_step)
     return Progress(step, trainer.current_epoch, total, lr_ratio(optimizer))
 
 
