@@ -1,7 +1,12 @@
 """Processes that begin with everything imported: one process imports, and is forked for each of them."""
 
 import multiprocessing
+import os
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from unittest import mock
+
+from support.paths import TESTS
 
 PRELOADED = [
     "support.environment",
@@ -21,4 +26,8 @@ def fresh_processes() -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    # Until Python 3.12 the process that imports knows only this path, and says nothing of what it has not found.
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    with mock.patch.dict(os.environ, PYTHONPATH=path):
+        forkserver.ensure_running()
     return context

@@ -5,6 +5,7 @@ import os
 import pickle
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -15,6 +16,10 @@ from support.speed import slowness
 
 PATIENCE = 300.0
 """Seconds that one function may take on all ranks, on an idle machine."""
+
+MOST_THREADS = 60
+"""Threads of a process with which it is still used for the next call. Each process group has three, which never rest,
+and groups of a device mesh stay, since DTensor remembers meshes: hundreds of threads would take half the machine."""
 
 
 class Ranks:
@@ -52,7 +57,10 @@ class Ranks:
                 self._start()
             for _, pipe in self._workers:
                 pipe.send_bytes(pickle.dumps((function, args)))
-            return [self._answer(rank, pipe, patience) for rank, (_, pipe) in enumerate(self._workers)]
+            results = [self._answer(rank, pipe, patience) for rank, (_, pipe) in enumerate(self._workers)]
+            if any(pipe.recv() > MOST_THREADS for _, pipe in self._workers):
+                self.stop()
+            return results
         except BaseException:
             self.stop()
             raise
@@ -123,3 +131,4 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int, path: list[s
         except BaseException:
             answer = (False, traceback.format_exc())
         pipe.send_bytes(pickle.dumps(answer))
+        pipe.send(len(os.listdir("/proc/self/task")) if sys.platform == "linux" else threading.active_count())
