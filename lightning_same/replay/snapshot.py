@@ -207,7 +207,7 @@ class Snapshot:
             and not nn.parameter.is_lazy(param)
             and storage_of(param) not in self._unheld_storages
         ]
-        if sum(param.nbytes for param in frozen) > self._size_limit:
+        if not frozen or sum(param.nbytes for param in frozen) > self._size_limit:
             return []
         # A shared one comes once for each module, and a module's attribute may hold it, too.
         return [param for param in dict.fromkeys(frozen) if self._is_state(param)]

@@ -205,7 +205,8 @@ class AutomaticRoute(Route):
                 output = self._own_training_step(*(micro_batch.args if last else copy_of(micro_batch.args)))
                 source = f"Pass two of {type(module).__name__}.training_step"
                 loss = check_loss(loss_in(output, source), source)
-                loss = loss / trainer.accumulate_grad_batches
+                if trainer.accumulate_grad_batches > 1:
+                    loss = loss / trainer.accumulate_grad_batches
                 scale = loss_scale(trainer, loss.device)
                 loss = loss if scale is None else loss * scale
                 if not last:
