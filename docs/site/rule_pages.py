@@ -18,6 +18,9 @@ FAMILIES = {
 }
 """The modules of the rules, in the order of the site."""
 
+OWN = "This rule was made in this project; no paper describes it. [Studies](../study.md) has what ours have shown."
+"""The source of a rule without references."""
+
 
 def families() -> dict[str, list[type[Rule]]]:
     """The public rules by heading, each family in the order of its module."""
@@ -76,8 +79,7 @@ def page(kind: type[Rule]) -> str:
         lines.append(f"| {title} | {linked(f'`{type(part).__name__}`', name)} | {first} |")
     lines += ["", "## What it costs", "", "| what | how much |", "|---|---|"]
     lines += [f"| {what} | {cost} |" for what, cost in _costs(rule)]
-    if source := _source(kind):
-        lines += ["", "## Source", "", source]
+    lines += ["", "## Source", "", _source(kind) or OWN]
     lines += ["", "## How to use it", "", *_tabs(rule), "", "## Arguments", "", *_reference(name), ""]
     return "\n".join(lines)
 

@@ -56,7 +56,8 @@ def test_the_first_page_and_the_readme_show_the_same_module() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in ELSEWHERE], ids=named)
-def test_the_blocks_run(page: Path, folder: Path) -> None:
+def test_the_blocks_run(page: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lightning.pytorch.utilities.rank_zero")
     for block in blocks(page):
         if block.file:
             Path(block.file).write_text(block.code)
@@ -68,6 +69,8 @@ def test_the_blocks_run(page: Path, folder: Path) -> None:
                 run(line)
         elif block.language == "yaml":
             run_config(block)
+        elif block.language == "text":
+            assert set(block.lines) <= set(caplog.messages), f"{page.name}: the code above logs something else"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if ">>>" in page.read_text()], ids=named)

@@ -50,6 +50,8 @@ def test_every_rule_has_a_row_and_a_page_that_is_true(site: Any) -> None:
             assert f"`{type(part).__name__}`" in page
         assert "Use it" in page, f"{name}: the docstring does not say when to use it"
         assert f"::: lightning_same.{name}" in page
+        (source,) = re.findall(r"^## Source\n\n(.+)$", page, re.MULTILINE)
+        assert ("arXiv" in source) == ("References:" in (kind.__doc__ or ""))
 
 
 def test_the_code_on_a_rules_page_makes_that_rule(site: Any) -> None:

@@ -121,6 +121,24 @@ def test_the_frontier_has_a_point_per_method_and_radius() -> None:
     assert found["memorised"].tolist() == pytest.approx([1.0, 0.95, 0.9, 0.8, 0.6, 0.8, 0.7])
 
 
+def test_the_frontier_has_methods_of_one_radius_too() -> None:
+    runs, late = radius_study(extra=0.1, validation=0.0)
+    kept = [run for run in runs if run.method != "other" or run.settings[RHO] == 0.2]
+    fixed = [configured("fixed", "SAME", seed, swept=False, ckpt=2, rho=0.3) for seed in range(SEEDS)]
+    more = table(fixed, lambda run: {"train_eval/noisy_accuracy": 0.25, "val/accuracy": 0.75})
+    found = frontier(study_of([*fixed, *kept]), [*fixed, *kept], pd.concat([late, more]))
+    points = list(zip(found["method"], found["rho"], found["memorised"], strict=True))
+    assert points[0] == ("fixed", 0.3, 0.25)
+    assert points[-1] == ("other", 0.2, pytest.approx(0.7))
+    assert [method for method, *_ in points] == ["fixed", "SGD", *["SAM"] * len(RADII), "other"]
+
+
+def test_without_a_radius_to_choose_there_is_no_frontier() -> None:
+    runs = [configured(name, "SAME", seed, ckpt=1, rho=0.2) for name in ("SAM", "other") for seed in range(SEEDS)]
+    late = table(runs, lambda run: {"val/accuracy": 0.75})
+    assert frontier(study_of(runs), runs, late).empty
+
+
 def test_the_best_radius_is_chosen_on_validation_and_judged_on_the_test() -> None:
     runs, late = radius_study(extra=0.0, validation=0.0)
     rows = [

@@ -231,7 +231,15 @@ def test_a_second_report_leaves_nothing_of_the_first(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     shown = set(re.findall(r"figures/([\w.-]+)\)", text))
     assert shown == {path.name for path in (tmp_path / "figures").iterdir()}
-    assert "Not finished, and not in what follows: `method-1_0`" in text
+    assert "Not finished, and not in what follows: 8 of 10 runs of seed 0." in text
+
+
+def test_many_unfinished_runs_are_counted_by_seed(tmp_path: Path) -> None:
+    runs = [run_of(f"method {k}" if k else "SAM", seed) for seed in (0, 9, 10) for k in range(4)]
+    report_on(tmp_path, runs, monitors=False)
+    write_report(study_of(runs), runs[:5], tmp_path)
+    (said,) = re.findall(r"^Not finished.*", (tmp_path / "report.md").read_text(), re.MULTILINE)
+    assert said == "Not finished, and not in what follows: 3 of 4 runs of seed 9, 4 of 4 runs of seed 10."
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])

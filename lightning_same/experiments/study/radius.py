@@ -35,17 +35,24 @@ def frontier(study: Study, done: Sequence[Run], late: pd.DataFrame) -> pd.DataFr
 
     Returns:
         One row per method and radius: ``method``, ``rho``, ``seeds``, ``memorised`` (where it was logged),
-        ``training``, ``validation``. A method without a radius, such as SGD, has one row at 0.
+        ``training``, ``validation``. A method of one radius has one row; SGD's is 0. Without a method of several there
+        is no row.
     """
     groups = over_radius(study, done)
     if not groups:
         return pd.DataFrame()
     shown = {id(run) for runs in groups.values() for run in runs}
-    alone = {run.method: [run] for run in first_runs(done) if id(run) not in shown and rho_of(run.config) == 0}
+    in_order: dict[str, list[Run]] = {}
+    for run in first_runs(done):
+        name = _name(run.method, _rest(run.settings))
+        if id(run) in shown:
+            in_order[name] = groups[name]
+        elif rho_of(run.config) is not None:
+            in_order[name] = [run]
     rows = []
     metrics = {"memorised": MEMORISED, "training": TRAINING, "validation": VALIDATION}
     values = {name: by_seed(late, metric) for name, metric in metrics.items() if metric in late}
-    for method, runs in (alone | groups).items():
+    for method, runs in in_order.items():
         for run in runs:
             row: dict[str, Any] = {"method": method, "rho": rho_of(run.config)}
             for name, known in values.items():

@@ -1,5 +1,6 @@
 """The report of a study: what stands in it, and in which order."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,8 +32,8 @@ from lightning_same.experiments.study.tables import points as in_points
 from lightning_same.experiments.study.variants import pairs
 from lightning_same.experiments.study.writing import replace_files
 
-MOST_NAMES = 20
-"""Names of unfinished runs that are listed."""
+MOST_NAMES = 5
+"""Unfinished runs that are listed by name; of more, each seed's are counted."""
 
 
 def write_report(study: Study, done: Sequence[Run], directory: Path, runs: Path | None = None) -> Path:
@@ -130,7 +131,7 @@ def _with_pictures(part: str, pictures: dict[str, list[Picture]]) -> str:
 def _runs(study: Study, done: Sequence[Run], results: Results, found: Analysis) -> list[str]:
     """How many runs this is said of, and what is wrong with some."""
     seeds = sorted({run.seed for run in done})
-    left = [run.name for run in study.runs if run not in done]
+    left = [run for run in study.runs if run not in done]
     rates = results.runs["noise_rate"].dropna()
     head = [
         f"{len(done)} of {len(study.runs)} runs are finished: {len({run.variant for run in done})} variants, seeds "
@@ -141,9 +142,7 @@ def _runs(study: Study, done: Sequence[Run], results: Results, found: Analysis) 
     ]
     head += results.notes
     if left:
-        shown = ", ".join(f"`{name}`" for name in left[:MOST_NAMES])
-        more = f" and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
-        head.append(f"Not finished, and not in what follows: {shown}{more}.")
+        head.append(f"Not finished, and not in what follows: {_unfinished(study, left)}.")
     if found.collapsed:
         listed = ", ".join(f"`{name}` ({why})" for name, why in found.collapsed.items())
         head.append(
@@ -152,6 +151,13 @@ def _runs(study: Study, done: Sequence[Run], results: Results, found: Analysis) 
             f" pictures, and in no difference, interval or mean: {listed}."
         )
     return head
+
+
+def _unfinished(study: Study, left: Sequence[Run]) -> str:
+    if len(left) <= MOST_NAMES:
+        return ", ".join(f"`{run.name}`" for run in left)
+    missing, planned = (Counter(run.seed for run in runs) for runs in (left, study.runs))
+    return ", ".join(f"{count} of {planned[seed]} runs of seed {seed}" for seed, count in sorted(missing.items()))
 
 
 def _claims(study: Study, found: Analysis, several: bool) -> list[str]:
