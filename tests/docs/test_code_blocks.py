@@ -4,7 +4,6 @@ import doctest
 import json
 import logging
 import shlex
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.command import command as run_command
 from support.pages import Block, blocks
 from support.paths import DOCS, ROOT
 
@@ -39,7 +39,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "net.py").write_text(NET)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.ERROR)
     yield tmp_path
     sys.modules.pop("net", None)
@@ -129,6 +128,6 @@ def run_config(block: Block) -> None:
 
 
 def command(*words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "lightning_same", *words], capture_output=True, text=True)
-    assert done.returncode == 0, f"{json.dumps(words)}\n{done.stderr}"
-    return done.stdout
+    done = run_command(*words, folder=Path.cwd())
+    assert done.code == 0, f"{json.dumps(words)}\n{done.err}"
+    return done.out

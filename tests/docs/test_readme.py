@@ -2,12 +2,10 @@
 
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
-import pytest
+from support.command import command
 from support.pages import blocks
 from support.paths import ROOT
 
@@ -19,15 +17,14 @@ def test_the_marked_commands_are_there() -> None:
     assert marks == ["quickstart-command", "test-command", "file: net.py"]
 
 
-def test_the_options_in_the_text_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_options_in_the_text_run(tmp_path: Path) -> None:
     options = re.findall(r"`(--[^` ]+[ =][^`]+)`", README.read_text())
     assert options[:2] == ["--sam SAM", "--sam null"]
     words = [word for option in options[2:] for word in shlex.split(option)]
     digits = ["fit", "--config", str(ROOT / "configs" / "digits.yaml"), "--trainer.max_epochs", "1"]
-    done = subprocess.run([sys.executable, "-m", "lightning_same", *digits, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (config,) = Path().rglob("config.yaml")
+    done = command(*digits, *words, folder=tmp_path)
+    assert done.code == 0, done.err
+    (config,) = tmp_path.rglob("config.yaml")
     assert all(word in config.read_text() for word in ("CSVLogger", "ckpt: 3"))
 
 

@@ -116,7 +116,8 @@ def test_a_fit_that_was_interrupted_is_not_finished(tmp_path: Path) -> None:
 
 
 def test_a_run_has_the_threads_that_the_study_asks_for(tmp_path: Path) -> None:
-    config = write_study(tmp_path, methods={"SAM": {"sam": None}}, seeds=1, threads=2)
+    once = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 1}
+    config = write_study(tmp_path, methods={"SAM": {"sam": None}}, seeds=1, threads=2, options=once)
     main(["--config", config, "--results", str(tmp_path / "results")])
     (marker,) = tmp_path.glob(f"results/runs/*/{MARKER}")
     assert json.loads(marker.read_text())["threads"] == 2
