@@ -4,8 +4,9 @@ import ast
 import re
 
 import pytest
-from support.conformance import CASES, FEATURES
-from support.conformance_page import HEAD
+from support.conformance import CASES, FEATURES, OF_OTHER_RULES
+from support.conformance_page import HEAD, RULES_HEAD
+from support.conformance_rules import OTHER_RULES
 from support.paths import DOCS, ROOT, TESTS
 
 
@@ -23,6 +24,17 @@ def test_the_conformance_matrix_is_whole() -> None:
     cells = [cell for cell in cells if cell.startswith("=") or "differ" in cell]
     assert len(cells) == 2 * len(CASES) + 2 * len(FEATURES)
     assert all(cell.startswith("=") for cell in cells)
+
+
+def test_the_conformance_matrix_has_the_other_rules() -> None:
+    page = (DOCS / "conformance.md").read_text()
+    assert RULES_HEAD in page
+    overflowing = sum(case.precision.endswith("overflows") for case in OF_OTHER_RULES)
+    for rule in OTHER_RULES:
+        one, two = re.findall(rf"^\| `{rule}` \|(.*)\|$", page, re.MULTILINE)
+        alone, beside = ([float(cell) for cell in row.split("|")] for row in (one, two))
+        assert (len(alone), len(beside)) == (len(OF_OTHER_RULES), len(OF_OTHER_RULES) - overflowing)
+        assert max(alone) < 1e-6
 
 
 @pytest.mark.parametrize("folder", ["docs", "benchmarks"])

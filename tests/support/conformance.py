@@ -53,6 +53,9 @@ CASES = [
     )
 ]
 
+OF_OTHER_RULES = [case for case in CASES if (case.clipping, case.scheduler) == ("norm", "step")]
+"""Accumulation and precision; what else there is acts on d, whatever made it."""
+
 
 CLIPPING: dict[str, dict[str, Any]] = {
     "none": {},

@@ -1,10 +1,24 @@
 """Writes the conformance matrix to docs/conformance.md: ``PYTHONPATH=tests python -m support.conformance_page``.
 
-Every cell is computed anew, by `support.conformance`: on one process, and on two that talk over gloo.
+Every cell is computed anew, by `support.conformance`: on one process, and on two that talk over gloo. With names of
+parts (``matrix``, ``rules``, ``features``), those alone; the others stay as they are in the page.
 """
 
+import re
+import sys
+from collections.abc import Callable
+
 import support.environment  # noqa: F401
-from support.conformance import CASES, FEATURES, Case, against_lightning, against_the_loop, feature_against_lightning
+from support.conformance import (
+    CASES,
+    FEATURES,
+    OF_OTHER_RULES,
+    Case,
+    against_lightning,
+    against_the_loop,
+    feature_against_lightning,
+)
+from support.conformance_rules import OTHER_RULES
 from support.paths import DOCS
 from support.ranks import Ranks
 
@@ -24,11 +38,28 @@ number is the largest difference of any weight. On two processes, each process r
 own, which shows in bfloat16 and float16. Each half also overflows on its own, so there is no loop to compare with.
 """
 
+RULES_HEAD = """## Other rules, rho > 0
 
-def check() -> tuple[dict[Case, tuple[str, str]], dict[str, str]]:
-    """All cells of one world size."""
-    cases = {case: (said(against_lightning(case)), near(against_the_loop(case))) for case in CASES}
-    return cases, {name: said(feature_against_lightning(name, 1)) for name in FEATURES}
+Rules to which the size of g matters (USAM, AESAM), rules that remember (VaSSO, AESAM, LookSAM, MomentumSAM), and rules
+with steps of one pass (AESAM, LookSAM, MomentumSAM), each against a loop that writes its formula out in plain PyTorch
+(`tests/support/conformance_rules.py`). In each cell: the largest difference of any weight. Gradients are clipped by
+norm, and a scheduler steps with the optimizer.
+"""
+
+Cells = dict[str, dict[Case, str]]
+"""What is in a line, by its name."""
+
+
+def matrix() -> dict[Case, tuple[str, str]]:
+    return {case: (said(against_lightning(case)), near(against_the_loop(case))) for case in CASES}
+
+
+def rules() -> Cells:
+    return {rule: {case: near(against_the_loop(case, rule)) for case in OF_OTHER_RULES} for rule in OTHER_RULES}
+
+
+def features() -> dict[str, str]:
+    return {name: said(feature_against_lightning(name, 1)) for name in FEATURES}
 
 
 def said(differences: list[str]) -> str:
@@ -53,21 +84,64 @@ def table(found: dict[Case, tuple[str, str]], several: bool) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def table_of_rules(cells: Cells, several: bool) -> str:
+    """A line for each rule; no column on several processes for a precision that overflows."""
+    columns = [case for case in OF_OTHER_RULES if not (several and case.precision.endswith("overflows"))]
+    lines = ["| | " + " | ".join(f"accumulate {case.accumulate}, {case.precision}" for case in columns) + " |"]
+    lines.append("|---|" + "---|" * len(columns))
+    lines += [f"| `{rule}` | " + " | ".join(row[case] for case in columns) + " |" for rule, row in cells.items()]
+    return "\n".join(lines)
+
+
+def write_matrix(one: dict[Case, tuple[str, str]], two: dict[Case, tuple[str, str]]) -> str:
+    across = "Across: clipping, scheduler. In each cell: rho = 0, then rho > 0."
+    return (
+        f"## One process\n\n{across}\n\n{table(one, False)}\n\n"
+        f"## Two processes, DDP\n\n{across}\n\n{table(two, True)}\n"
+    )
+
+
+def write_rules(one: Cells, two: Cells) -> str:
+    return (
+        f"{RULES_HEAD}\n### One process\n\n{table_of_rules(one, False)}\n\n"
+        f"### Two processes, DDP\n\n{table_of_rules(two, True)}\n"
+    )
+
+
+def write_features(one: dict[str, str], two: dict[str, str]) -> str:
+    lines = ["| feature | one process | two processes |", "|---|---|---|"]
+    lines += [f"| `{name}` | {one[name]} | {two[name]} |" for name in FEATURES]
+    return "## One feature at a time, rho = 0\n\n" + "\n".join(lines) + "\n"
+
+
+PARTS: dict[str, tuple[Callable[[], object], Callable[..., str]]] = {
+    "matrix": (matrix, write_matrix),
+    "rules": (rules, write_rules),
+    "features": (features, write_features),
+}
+"""How each part is computed, on any number of processes, and how it is written."""
+
+
+def parts_of(page: str) -> dict[str, str]:
+    """The parts of a page that was written before."""
+    starts = {"matrix": "## One process", "rules": "## Other rules", "features": "## One feature"}
+    ends = "|".join(starts.values())
+    found = {name: re.search(rf"^{start}.*?(?=^(?:{ends})|\Z)", page, re.M | re.S) for name, start in starts.items()}
+    return {name: match[0].strip() + "\n" for name, match in found.items() if match}
+
+
+def main(names: list[str]) -> None:
+    page = DOCS / "conformance.md"
+    parts = parts_of(page.read_text())
     two = Ranks(2)
     try:
-        one_cases, one_features = check()
-        two_cases, two_features = two.run(check)[0]
+        for name in names or PARTS:
+            compute, write = PARTS[name]
+            parts[name] = write(compute(), two.run(compute)[0])
     finally:
         two.stop()
-    parts = [HEAD]
-    for title, cases, several in (("One process", one_cases, False), ("Two processes, DDP", two_cases, True)):
-        parts.append(f"## {title}\n\nAcross: clipping, scheduler. In each cell: rho = 0, then rho > 0.\n")
-        parts.append(table(cases, several) + "\n")
-    parts.append("## One feature at a time, rho = 0\n\n| feature | one process | two processes |\n|---|---|---|")
-    parts += [f"| `{name}` | {one_features[name]} | {two_features[name]} |" for name in FEATURES]
-    (DOCS / "conformance.md").write_text("\n".join(parts) + "\n")
+    page.write_text("\n".join([HEAD, *(parts[name] for name in PARTS if name in parts)]))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

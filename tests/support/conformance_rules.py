@@ -118,6 +118,8 @@ RULES: dict[str, tuple[Rule, type[ByHand]]] = {
     "MomentumSAM": (MomentumSAM(RHO), AlongMomentum),
 }
 
+OTHER_RULES = [name for name in RULES if name != "SAM"]
+
 
 def moved(params: list[Any], e: list[Tensor] | None) -> list[Tensor]:
     """Add e to the parameters, and return what they were."""

@@ -8,6 +8,7 @@ import pytest
 from support.conformance import (
     CASES,
     FEATURES,
+    OF_OTHER_RULES,
     SINCE,
     Case,
     against_lightning,
@@ -16,7 +17,7 @@ from support.conformance import (
     feature_does_something,
     overflows,
 )
-from support.conformance_rules import RULES
+from support.conformance_rules import OTHER_RULES
 from support.fits import LIGHTNING
 from support.ranks import Ranks
 
@@ -35,12 +36,6 @@ TRIED = [
     )
     for name in FEATURES
 ]
-
-
-OTHER_RULES = [name for name in RULES if name != "SAM"]
-
-OF_OTHER_RULES = [case for case in CASES if (case.clipping, case.scheduler) == ("norm", "step")]
-"""Accumulation and precision; what else there is acts on d, whatever made it."""
 
 
 def name_of(case: Case) -> str:
