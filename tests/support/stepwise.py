@@ -1,6 +1,7 @@
 """Training that goes on batch by batch as it is told to, and a model of it in numpy that knows no Trainer."""
 
 import copy
+import itertools
 import queue
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_same import GSAM, SAM, USAM, FriendlySAM, LookSAM, Rule, VaSSO, with_sam
-from support.fits import LIGHTNING, trainer
+from support.fits import go_on, trainer
 from support.formulas import Arrays, gradient, problem
 from support.nets import Plain
 from support.speed import slowness
@@ -124,18 +125,20 @@ class Session:
     Args:
         module: with the mixin.
         file: to resume from.
+        rank: of this process, which gets batches of its own.
+        **options: of the Trainer.
     """
 
-    def __init__(self, module: Any, file: Path | None = None) -> None:
+    def __init__(self, module: Any, file: Path | None = None, rank: int = 0, **options: Any) -> None:
         self.module = module
+        self.rank = rank
         self.source = module.source = Source()
-        self.trainer = trainer(max_epochs=1, accumulate_grad_batches=ACCUMULATE)
+        self.trainer = trainer(max_epochs=1, accumulate_grad_batches=ACCUMULATE, **options)
         self.error: BaseException | None = None
-        options: dict[str, Any] = {} if file is None or LIGHTNING < (2, 6) else {"weights_only": True}
 
         def fit() -> None:
             try:
-                self.trainer.fit(module, ckpt_path=file, **options)
+                go_on(self.trainer, module, file)
             except BaseException as error:
                 self.error = error
             self.source.idle.set()
@@ -149,9 +152,35 @@ class Session:
         assert self.source.idle.wait(PATIENCE * slowness()), "the fit does not go on"
         self.source.idle.clear()
 
-    def send(self, batch: Any) -> None:
+    def send(self, number: int | None, spoiled_on: int | None = None) -> None:
+        """The batch of this process, by a number; None for one that the training step skips.
+
+        Args:
+            number: of the batch.
+            spoiled_on: the rank whose batch holds NaN; None for no rank.
+        """
+        batch: tuple[Tensor, ...] = (None,) if number is None else tensors(number_on(self.rank, number))  # type: ignore[assignment]
+        if spoiled_on == self.rank:
+            batch[0].fill_(torch.nan)
         self.source.batches.put(batch)
         self.wait()
+
+    def fail_in(self, now: int | None) -> None:
+        self.module.fault.in_pass = now
+
+    def swap(self, rule: str) -> None:
+        self.module.sam = RULES[rule]
+
+    def freeze(self, frozen: bool) -> None:
+        self.module.freeze_first(frozen)
+
+    def add_group(self, rho: float | str) -> None:
+        self.module.group_rho = rho
+        self.module.addend.grad = None
+        self.trainer.optimizers[0].add_param_group(group_of(self.module))
+
+    def save(self, file: Path) -> None:
+        self.trainer.save_checkpoint(file)
 
     def stop(self) -> None:
         if self.thread.is_alive():
@@ -159,19 +188,36 @@ class Session:
         self.thread.join(PATIENCE * slowness())
         assert not self.thread.is_alive()
 
+    @property
+    def weights(self) -> Arrays:
+        """Outside of a step, where they are at w."""
+        assert self.module.sam_pass == 0
+        return [param.detach().numpy().copy() for param in [*self.module.layers.parameters(), self.module.addend]]
 
-def session_of(model: "Model", rule: str, file: Path | None = None) -> Session:
-    return Session(with_sam(Net(model.frozen, model.group_rho), RULES[rule], check_replay=False), file)
+
+def session_of(frozen: bool, group_rho: float | str | None, rule: str, file: Path | None = None) -> Session:
+    return Session(with_sam(Net(frozen, group_rho), RULES[rule], check_replay=False), file)
+
+
+def number_on(rank: int, number: int) -> int:
+    """Of the batch that a process gets when all are sent one by a number."""
+    return (number + 7 * rank) % len(BATCHES)
 
 
 class Model:
-    """What must hold, without a Trainer, autograd or this package: weights, momentum, what rules remember, a window."""
+    """What must hold, without a Trainer, autograd or this package: weights, momentum, what rules remember, a window.
 
-    def __init__(self) -> None:
+    Args:
+        processes: how many there are, each with its own batches.
+    """
+
+    def __init__(self, processes: int = 1) -> None:
+        self.processes = processes
         self.weights: Arrays = [*(w.copy() for w in problem()[0]), np.zeros(2)]
         self.momentum: dict[int, np.ndarray] = {}
         self.memory: dict[str, dict[int, np.ndarray]] = {"VaSSO": {}, "FriendlySAM": {}, "LookSAM": {}}
         self.window: list[int | None] = []
+        self.spoiled = False
         self.rule = "none"
         self.batches = self.steps = 0
         self.opened = False
@@ -184,23 +230,34 @@ class Model:
     def load(self, saved: dict[str, Any]) -> None:
         """As from a file, in which what a window has gathered is not."""
         vars(self).update(copy.deepcopy(saved))
-        self.window, self.opened = [], False
+        self.window, self.opened, self.spoiled = [], False, False
 
     @property
     def inside_a_window(self) -> bool:
         return self.batches % ACCUMULATE != 0
 
-    def take(self, batch: int | None, rule: str) -> None:
-        """A batch by its number; None for one that the training step skips."""
-        if not self.opened or not self.inside_a_window:
-            self.rule, self.opened = rule, True
+    def rule_of_next(self, rule: str) -> str:
+        """The rule of the step that takes the next batch: the module's, unless its window has begun with another."""
+        return self.rule if self.opened and self.inside_a_window else rule
+
+    def take(self, batch: int | None, rule: str, spoiled: bool = False) -> None:
+        """A batch by its number.
+
+        Args:
+            batch: the number; None for one that the training step skips.
+            rule: the module's.
+            spoiled: whether it holds NaN, for which its step is dropped.
+        """
+        self.rule, self.opened = self.rule_of_next(rule), True
         self.window.append(batch)
+        self.spoiled |= spoiled
         self.batches += 1
         if self.inside_a_window:
             return
         window, self.window = [number for number in self.window if number is not None], []
-        if window:
+        if window and not self.spoiled:
             self.step(window)
+        self.spoiled = False
         self.steps += 1
 
     def step(self, window: list[int]) -> None:
@@ -246,12 +303,12 @@ class Model:
         return {i: u[i] / norm for i in u}
 
     def gradient(self, weights: Arrays, window: list[int], of: list[int]) -> dict[int, np.ndarray]:
-        """Of a sum over the batches that there are, divided by the number that there may be."""
+        """Of a sum over the batches that there are, divided by the number that there may be; a mean over processes."""
         w1, b1, w2, b2, addend = weights
         total: list[Any] = [0.0] * 5
-        for number in window:
-            four = gradient([w1, b1, w2, b2 + addend], BATCHES[number])
-            total = [a + b / ACCUMULATE for a, b in zip(total, [*four, four[3]], strict=True)]
+        for number, rank in itertools.product(window, range(self.processes)):
+            four = gradient([w1, b1, w2, b2 + addend], BATCHES[number_on(rank, number)])
+            total = [a + b / ACCUMULATE / self.processes for a, b in zip(total, [*four, four[3]], strict=True)]
         return {i: total[i] for i in of}
 
 

@@ -8,82 +8,90 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.stepwise import BATCHES, RULES, Model, Session, StoppedError, group_of, session_of, tensors
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from support.ranks import Ranks
+from support.stepwise import BATCHES, RULES, Model, Session, session_of
+from support.stepwise_on_two import SessionOnTwo
 
 NAMES = st.sampled_from(list(RULES))
+NUMBERS = st.integers(0, len(BATCHES) - 1)
 SAME_OR_OTHER = st.none() | NAMES
 """Of the rule with which training goes on; None for the same."""
 
 
 class AnySequence(RuleBasedStateMachine):
-    """One Trainer at a time, on one process."""
+    """One Trainer at a time."""
+
+    processes = 1
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.file = Path(self.folder.name, "saved.ckpt")
-        self.model = Model()
+        self.model = Model(self.processes)
         self.saved: dict[str, Any] | None = None
         self.sam = "SAM"
-        self.session: Session
+        self.session: Session | SessionOnTwo
+
+    def open(self, file: Path | None = None) -> Session | SessionOnTwo:
+        return session_of(self.model.frozen, self.model.group_rho, self.sam, file)
 
     @initialize(sam=NAMES)
     def begin(self, sam: str) -> None:
         self.sam = sam
-        self.session = session_of(self.model, sam)
+        self.session = self.open()
 
-    @rule(numbers=st.lists(st.integers(0, len(BATCHES) - 1), min_size=1, max_size=5))
+    @rule(numbers=st.lists(NUMBERS, min_size=1, max_size=5))
     def train(self, numbers: list[int]) -> None:
         for number in numbers:
-            self.session.send(tensors(number))
+            self.session.send(number)
             assert self.session.error is None
             self.model.take(number, self.sam)
 
-    @rule()
-    def skip(self) -> None:
-        """The training step returns None."""
-        self.session.send((None,))
-        assert self.session.error is None
-        self.model.take(None, self.sam)
-
     @rule(sam=NAMES)
     def swap_the_rule(self, sam: str) -> None:
-        self.sam, self.session.module.sam = sam, RULES[sam]
+        self.sam = sam
+        self.session.swap(sam)
 
     @precondition(lambda self: not self.model.inside_a_window)
     @rule(frozen=st.booleans())
     def freeze(self, frozen: bool) -> None:
         self.model.frozen = frozen
-        self.session.module.freeze_first(frozen)
+        self.session.freeze(frozen)
 
     @precondition(lambda self: self.model.group_rho is None and not self.model.inside_a_window)
     @rule(rho=st.sampled_from(["rule", 0.0, 0.6]))
     def add_a_group(self, rho: float | str) -> None:
-        self.model.group_rho = self.session.module.group_rho = rho
-        self.session.module.addend.grad = None
-        self.session.trainer.optimizers[0].add_param_group(group_of(self.session.module))
+        self.model.group_rho = rho
+        self.session.add_group(rho)
 
     @rule()
     def save(self) -> None:
-        self.session.trainer.save_checkpoint(self.file)
+        self.session.save(self.file)
         self.saved = self.model.saved()
 
     @precondition(lambda self: self.saved is not None)
     @rule(sam=SAME_OR_OTHER)
     def stop_and_resume(self, sam: str | None) -> None:
         self.session.stop()
-        assert isinstance(self.session.error, StoppedError)
+        assert type(self.session.error).__name__ == "StoppedError"
         self.resume(sam)
 
     @precondition(lambda self: self.saved is not None)
-    @rule(number=st.integers(0, len(BATCHES) - 1), in_pass=st.sampled_from([1, 2]), sam=SAME_OR_OTHER)
+    @rule(number=NUMBERS, in_pass=st.sampled_from([1, 2]), sam=SAME_OR_OTHER)
     def fail_and_resume(self, number: int, in_pass: int, sam: str | None) -> None:
         """With the weights at w, whatever they were when it failed."""
-        self.session.module.fault.in_pass = in_pass
-        self.session.send(tensors(number))
+        self.session.fail_in(in_pass)
+        self.session.send(number)
         if self.session.error is None:  # No pass two was due.
-            self.session.module.fault.in_pass = None
+            self.session.fail_in(None)
             self.model.take(number, self.sam)
             return
         assert str(self.session.error) == "in the midst of a step"
@@ -95,16 +103,13 @@ class AnySequence(RuleBasedStateMachine):
         assert self.saved is not None
         self.model.load(self.saved)
         self.sam = sam or self.sam
-        self.session = session_of(self.model, self.sam, self.file)
+        self.session = self.open(self.file)
 
     @invariant()
     def agrees(self) -> None:
         if hasattr(self, "session"):
-            module = self.session.module
-            assert module.sam_pass == 0
-            found = [*module.layers.parameters(), module.addend]
-            for param, value in zip(found, self.model.weights, strict=True):
-                np.testing.assert_allclose(param.detach().numpy(), value, rtol=0, atol=1e-11)
+            for found, value in zip(self.session.weights, self.model.weights, strict=True):
+                np.testing.assert_allclose(found, value, rtol=0, atol=1e-11)
 
     def teardown(self) -> None:
         if hasattr(self, "session"):
@@ -112,16 +117,51 @@ class AnySequence(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-TestAnySequence = AnySequence.TestCase
-TestAnySequence.settings = settings(
-    max_examples=50, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-)
+class OnOneProcess(AnySequence):
+    @rule()
+    def skip(self) -> None:
+        """The training step returns None, which DDP does not support."""
+        self.session.send(None)
+        assert self.session.error is None
+        self.model.take(None, self.sam)
+
+
+class OnTwoProcesses(AnySequence):
+    """DDP, where all processes drop a step if one of them sees NaN."""
+
+    processes = 2
+    group: Ranks
+
+    def open(self, file: Path | None = None) -> SessionOnTwo:
+        return SessionOnTwo(self.group, self.model.frozen, self.model.group_rho, self.sam, file)
+
+    @precondition(lambda self: self.model.rule_of_next(self.sam) != "none")
+    @rule(number=NUMBERS, rank=st.sampled_from([0, 1]))
+    def spoil(self, number: int, rank: int) -> None:
+        self.session.send(number, rank)
+        assert self.session.error is None
+        self.model.take(number, self.sam, spoiled=True)
+
+
+def limits(examples: int, steps: int) -> settings:
+    return settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+
+
+def test_on_one_process() -> None:
+    run_state_machine_as_test(OnOneProcess, settings=limits(50, 20))
+
+
+def test_on_two_processes(ranks: dict[int, Ranks]) -> None:
+    machine = type("OnTheseTwo", (OnTwoProcesses,), {"group": ranks[2]})
+    run_state_machine_as_test(machine, settings=limits(10, 15))
 
 
 @pytest.mark.parametrize("sam", ["VaSSO", "FriendlySAM", "LookSAM"])
 def test_what_a_rule_carries_is_in_the_file(sam: str) -> None:
     """One sequence that is always tried: without the file's content the weights differ after the next steps."""
-    machine = AnySequence()
+    machine = OnOneProcess()
     try:
         machine.begin(sam)
         machine.train([0, 1])
