@@ -161,7 +161,7 @@ class Session:
         """
         batch: tuple[Tensor, ...] = (None,) if number is None else tensors(number_on(self.rank, number))  # type: ignore[assignment]
         if spoiled_on == self.rank:
-            batch[0].fill_(torch.nan)
+            batch = (torch.full_like(batch[0], torch.nan), *batch[1:])
         self.source.batches.put(batch)
         self.wait()
 
