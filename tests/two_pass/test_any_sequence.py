@@ -172,3 +172,26 @@ def test_what_a_rule_carries_is_in_the_file(sam: str) -> None:
         machine.agrees()
     finally:
         machine.teardown()
+
+
+@pytest.mark.parametrize("sam", ["VaSSO", "FriendlySAM", "LookSAM", "GSAM"])
+def test_a_sequence_that_is_always_tried_on_two_processes(ranks: dict[int, Ranks], sam: str) -> None:
+    """A group with its own radius, a step that is dropped, a file, and a rule that goes on from it."""
+    machine = type("OnTheseTwo", (OnTwoProcesses,), {"group": ranks[2]})()
+    try:
+        machine.begin(sam)
+        machine.add_a_group(0.6)
+        machine.train([0, 1, 2, 3])
+        machine.agrees()
+        machine.spoil(4, 1)
+        machine.train([5])
+        machine.agrees()
+        machine.freeze(True)
+        machine.train([6, 7])
+        machine.save()
+        machine.train([0])
+        machine.stop_and_resume(None)
+        machine.train([1, 2, 3, 4])
+        machine.agrees()
+    finally:
+        machine.teardown()
