@@ -1,6 +1,7 @@
 """How every command ends: well, in one line that says what to change, or in one that says where the traceback is."""
 
 import contextlib
+import difflib
 import linecache
 import operator
 import os
@@ -62,11 +63,20 @@ def parser_error(message: str) -> str:
             return f"--{'.'.join(keys)} must be {WANTED.get(wrong[1], wrong[1])}, got {wrong[2][:100]!r}."
         if owner and said and not re.match(r"Does not validate|Subtypes:|Errors:|Given value", said):
             said = said.rstrip(".")
-            to_do = f"\n{WHERE}" if said.startswith("No module named") else ""
-            return f"--{'.'.join(keys)}: {owner}: {one_line(said, 500)}.{to_do}"
+            to_do = _way_out(said, ".".join(keys), owner)
+            return f"--{'.'.join(keys)}: {owner}: {one_line(said, 500)}." + (f"\n{to_do}" if to_do else "")
         # What a class of this package says of an argument, among what the other types of the option would be.
         if re.match(r"\w+: `\w+` must be ", line):
             return f"--{'.'.join(keys)}: {one_line(line, 500)}" if keys else one_line(line, 500)
+    missing = re.search(r"the following arguments are required: (?:\w+\.)?(\w+)$", message)
+    if missing:
+        return (
+            f"--{missing[1]} is missing.\nGive it, or a configuration by --config; `lightning-same configs` lists some."
+        )
+    given = re.search(r"^\s*Given value: (.*)", message, re.MULTILINE)
+    base = re.search(r"Import path does not correspond to a subclass of (\w+)", message)
+    if keys and given and base:
+        return f"--{'.'.join(keys)}: {given[1][:100]} is no {base[1]}.\nGive a class that derives from it."
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     if keys and unknown:
         return f"--{'.'.join(keys)}: there is no class {unknown[1]!r}.\nName its module, too: module.Class. {WHERE}"
@@ -75,11 +85,21 @@ def parser_error(message: str) -> str:
     choices = re.findall(r"typing\.Literal\[([^\]]*)\]", subtypes[1] if subtypes else "")
     if choices:
         kinds = [f"one of {', '.join(choices)}", *dict.fromkeys(kinds)]
-    given = re.search(r"^\s*Given value: (.*)", message, re.MULTILINE)
     if keys and kinds and given:
         wanted = " or ".join(WANTED.get(kind, kind) for kind in kinds)
         return f"--{'.'.join(keys)} must be {wanted}, got {given[1][:100]!r}."
     return one_line(message, 500)
+
+
+def _way_out(said: str, key: str, owner: str) -> str:
+    """What to do about an error of importing a class, or of its arguments; empty if that is not known."""
+    if said.startswith("No module named"):
+        return WHERE
+    if re.match(r"Option '\w+' is not accepted", said):
+        return f"`--{key}.help {owner}` shows its arguments."
+    lacks = re.match(r"module '([\w.]+)' has no attribute '(\w+)'", said)
+    close = difflib.get_close_matches(lacks[2], vars(sys.modules.get(lacks[1], sys)), n=1) if lacks else []
+    return f"Did you mean {close[0]}?" if close else ""
 
 
 def os_error(error: OSError) -> str:
@@ -95,7 +115,7 @@ def root(error: BaseException) -> BaseException:
     return error
 
 
-_REFUSALS = ("ValueError", "TypeError", "KeyError", "ModuleNotFoundError", "MisconfigurationException")
+_REFUSALS = ("ValueError", "TypeError", "KeyError", "RuntimeError", "ModuleNotFoundError", "MisconfigurationException")
 _PACKAGES = ("lightning_same", "lightning")
 
 

@@ -1,16 +1,18 @@
 """LightningCLI with ``--sam``, for any LightningModule."""
 
+import argparse
 import difflib
 import inspect
 import os
 import pickle
 import re
 import sys
-from argparse import SUPPRESS
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
@@ -36,6 +38,7 @@ except ModuleNotFoundError as error:
         "The command line needs jsonargparse: pip install 'lightning-same[cli]'.", name=error.name
     ) from error
 
+CONFIG_IS = "A configuration has lines such as `model: module.Class`; `lightning-same configs copy digits` writes one."
 CONFIG_HELP = "A YAML file, or a name of `lightning-same configs`; may be given again."
 
 # A class path without its module, such as `SAM`, is searched among the classes that are loaded.
@@ -52,7 +55,24 @@ class ConfigFile(ActionConfigFile):
         is_a_name = re.fullmatch(r"[^\s:{}]+", values)  # what is not may be YAML itself
         if path is None and is_a_name and not os.path.exists(values):
             raise TypeError(missing(values, "fit"))
+        if path is None and os.path.isfile(values):
+            _check_yaml(values)
         super().__call__(parser, cfg, str(path or values), option_string)  # type: ignore[no-untyped-call]
+
+
+def _check_yaml(file: str) -> None:
+    """Name the file, and the place in it, where it is no mapping in YAML; jsonargparse names neither."""
+    try:
+        held = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise TypeError(f"--config: {file} is no text in UTF-8.\n{CONFIG_IS}") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f", line {place.line + 1}" if place else ""
+        raise TypeError(f"--config: {file}{line}: {getattr(error, 'problem', 'no YAML')}.\n{CONFIG_IS}") from None
+    if not isinstance(held, dict):
+        what = "is empty" if held is None else f"holds no options, but {one_line(held, 60)!r}"
+        raise TypeError(f"--config: {file} {what}.\n{CONFIG_IS}")
 
 
 class RuleParser(LightningArgumentParser):
@@ -63,8 +83,29 @@ class RuleParser(LightningArgumentParser):
         # A parser within a parser raises, and the outer one has all that is needed to explain.
         if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
             super().error(message, ex)
-        what, _, to_do = explained(message).partition("\n")
+        what, _, to_do = (_unknown_option(self, message) or explained(message)).partition("\n")
         refuse(self, what, to_do)
+
+
+def _unknown_option(parser: ArgumentParser, message: str) -> str:
+    """What to say of an option that there is not, also in a file; empty if the message is about something else."""
+    unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
+    if unknown is None:
+        return ""
+    name = unknown[1] or unknown[2]
+    close = difflib.get_close_matches(name, sorted(_options(parser)), n=1)
+    meant = f"Did you mean --{close[0]}? " if close else ""
+    return f"there is no option --{name}.\n{meant}`lightning-same fit --help` lists the options."
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """The names of all options, those of the subcommands included."""
+    names = set()
+    for action in parser._actions:
+        names |= {name.removeprefix("--") for name in action.option_strings if name.startswith("--")}
+        if isinstance(action, argparse._SubParsersAction):
+            names = names.union(*map(_options, action.choices.values()))
+    return names
 
 
 def refuse(parser: LightningArgumentParser, what: str, to_do: str = "") -> NoReturn:
@@ -137,13 +178,13 @@ class SAMCLI(LightningCLI):
         parser.add_argument(
             "--sam",
             type=Rule | None,
-            default=SUPPRESS,
+            default=argparse.SUPPRESS,
             help="The SAM-family rule to train by, or null; --sam.help RULE shows its arguments.",
         )
         parser.add_argument(
             "--two_pass",
             type=TwoPassOptions,
-            default=SUPPRESS,
+            default=argparse.SUPPRESS,
             help="How the two passes run: --two_pass.ascent, --two_pass.accumulate, --two_pass.nonfinite.",
         )
         parser.add_argument(
@@ -204,6 +245,8 @@ class SAMCLI(LightningCLI):
 
 def explained(message: str) -> str:
     """An error message of the parser in a line that says what is wrong, and often one that says what to do."""
+    if message.startswith("--config: "):  # by `ConfigFile`
+        return message
     if re.search(r"\btwo_pass\b", message):
         return _explained_options(message)
     if not re.search(r"\bsam\b", message):

@@ -5,11 +5,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from support.nets import Plain
 
-from lightning_same.cli.fit import SAMCLI
+from lightning_same.cli.fit import SAMCLI, main
 
 BORING = "lightning.pytorch.demos.boring_classes.BoringModel"
+
+
+QUIET = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
 
 
 class NoTestStep(Plain):
@@ -68,6 +72,73 @@ def test_a_model_that_is_none(capsys: pytest.CaptureFixture[str], model: str, wh
     assert lines[0] == f"error: {what}"
     assert "the folder where the command is given" in lines[1]
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "what", "to_do"),
+    [
+        ([], "--model is missing.", "lightning-same configs"),
+        ([f"--model={BORING}", "--sma=SAM"], "there is no option --sma.", "Did you mean --sam?"),
+        ([f"--model={BORING}", "--model.lrr=1"], f"--model: {BORING}: Option 'lrr' is not accepted.", "--model.help"),
+        (["--model=collections.OrderedDict"], "--model: collections.OrderedDict is no LightningModule.", "derives"),
+        ([f"--model={BORING}l"], "--model: ", "Did you mean BoringModel?"),
+    ],
+)
+def test_what_is_missing_or_mistyped(
+    capsys: pytest.CaptureFixture[str], args: list[str], what: str, to_do: str
+) -> None:
+    lines = refused(capsys, *args)
+    assert lines[0].startswith(f"error: {what}")
+    assert to_do in lines[1]
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "to_do"),
+    [
+        (b"modle: net.LitNet", "there is no option --modle.", "Did you mean --model?"),
+        (b"trainer: {max_epoch: 3}", "there is no option --trainer.max_epoch.", "--trainer.max_epochs?"),
+        (b"model: a\n  sam: [b", "--config: mine.yaml, line 2: mapping values are not allowed here.", "configs copy"),
+        (b"", "--config: mine.yaml is empty.", "configs copy"),
+        (b"only words", "--config: mine.yaml holds no options, but 'only words'.", "configs copy"),
+        (b"%PDF\xff", "--config: mine.yaml is no text in UTF-8.", "configs copy"),
+    ],
+)
+def test_a_file_that_is_no_configuration(
+    capsys: pytest.CaptureFixture[str], content: bytes, what: str, to_do: str
+) -> None:
+    Path("mine.yaml").write_bytes(content)
+    lines = refused(capsys, "--config=mine.yaml")
+    assert lines[0] == f"error: {what}"
+    assert to_do in lines[1]
+    assert len(lines) == 2
+
+
+class WithLBFGS(Plain):
+    """Cannot be trained by two passes."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(self.parameters())
+
+
+class Mistaken(Plain):
+    """Has an error of its own."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        raise RuntimeError("of the user's own")
+
+
+@pytest.mark.parametrize(("kind", "code"), [(WithLBFGS, 2), (Mistaken, 70)])
+def test_a_refusal_within_a_fit_is_one_line_and_an_error_of_the_users_a_traceback(
+    capsys: pytest.CaptureFixture[str], kind: type, code: int
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--model={__name__}.{kind.__name__}", "--sam=SAM", "--trainer.accelerator=cpu", *QUIET])
+    assert stop.value.code == code
+    err = capsys.readouterr().err
+    assert ("Traceback" in err) == (code == 70)
+    assert err.splitlines()[-1].startswith("lightning-same: ")
+    assert "LBFGS evaluates the loss several times" in err or code == 70
 
 
 @pytest.mark.parametrize(("kind", "lacks"), [(NoTestStep, "test_step"), (NoTestData, "test_dataloader")])
