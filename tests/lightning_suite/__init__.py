@@ -16,7 +16,8 @@ version that is installed, or of the release next to it.
 
 A test that fails is run again without either. If it fails then too, or has fitted nothing, it says nothing about this
 package ("fails in plain Lightning too"). If not, it fails here, unless `differences.py` lists it with the reason why it
-has to. An entry of that list whose tests all pass fails the run, so that the list stays true.
+has to. An entry of that list whose tests all pass fails the run, so that the list stays true; `MAY_PASS` there names
+the reasons that depend on the clock. A test has 300 seconds.
 
 Outcomes go to a file, one line for each test, and a run goes on where the last one ended. Tests that fit nothing under
 the first kind are left out under the second.
