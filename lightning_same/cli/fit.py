@@ -126,23 +126,13 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     with told("lightning-same", traceback_to_file=False):
         try:
-            cli = _for_one(sys.argv[1:] if words is None else words)
-            cli(args=None if words is None else list(words), parser_kwargs={"prog": "lightning-same"})
+            SAMCLI(args=None if words is None else list(words), parser_kwargs={"prog": "lightning-same"})
         except Exception as error:
             given = sys.argv[1:] if words is None else words
             resumed = any(word.startswith("--ckpt_path") for word in given) and is_of_what_was_restored(error)
             if (resumed or is_of_a_checkpoint_file(error)) and not isinstance(error, UserError):
                 raise UserError(f"--ckpt_path: {_why_not_resumed(error)}") from error
             raise
-
-
-def _for_one(words: Sequence[str]) -> type["SAMCLI"]:
-    """`SAMCLI` with the parser of the one subcommand that is given: setting up the three others takes longer."""
-    skipped = SAMCLI.subcommands()
-    if not words or words[0] not in skipped:
-        return SAMCLI
-    one = {words[0]: skipped[words[0]]}
-    return type(SAMCLI.__name__, (SAMCLI,), {"subcommands": staticmethod(lambda: one), "__module__": __name__})
 
 
 def _why_not_resumed(error: BaseException) -> str:
