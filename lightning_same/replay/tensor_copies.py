@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_same.gradients.pieces import flattened
-from lightning_same.gradients.sharding import PLAIN, local
+from lightning_same.gradients.sharding import PLAIN, local, locals_of
 
 
 class TensorCopies:
@@ -26,11 +26,10 @@ class TensorCopies:
             return
         groups: dict[tuple[torch.dtype, torch.device] | int, list[Tensor]] = {}
         with torch.no_grad():
-            for tensor in tensors:
-                shard = local(tensor)
+            for tensor, shard in zip(tensors, locals_of(tensors), strict=True):
                 dense = type(shard) in PLAIN and shard.layout == torch.strided and flattened(shard) is not None
                 groups.setdefault((shard.dtype, shard.device) if dense else id(tensor), []).append(tensor)
-            self._groups = [(group, _copies(list(map(local, group)))) for group in groups.values()]
+            self._groups = [(group, _copies(locals_of(group))) for group in groups.values()]
 
     @torch.no_grad()
     def differ(self) -> bool:
@@ -75,11 +74,13 @@ class TensorCopies:
 def _copies(group: list[Tensor]) -> list[Tensor]:
     if len(group) == 1:
         return [group[0].detach().clone()]
+    if not any(map(Tensor.dim, group)):  # The counters of BatchNorm.
+        return list(torch.stack(group).unbind())
     # As vectors, in the order of their memory: channels_last keeps its own.
     flat = [vector for tensor in group for vector in flattened(tensor.detach()) or ()]
     parts = torch.cat(flat).split_with_sizes([vector.numel() for vector in flat])
     return [
-        part.as_strided(tensor.shape, tensor.stride(), part.storage_offset())
+        part if tensor.dim() == 1 else part.as_strided(tensor.shape, tensor.stride(), part.storage_offset())
         for part, tensor in zip(parts, group, strict=True)
     ]
 

@@ -1,6 +1,6 @@
 """What a step of ResNet-50 launches on an accelerator beyond its passes, and how long the host replays.
 
-``python benchmarks/launches.py`` writes ``launches.json`` and ``replay_host.json`` in
+``PYTHONPATH=tests:benchmarks python -m support.launches_page`` writes ``launches.json`` and ``replay_host.json`` in
 ``benchmarks/results/``, and the tables in ``docs/benchmarks.md``.
 
 Both are measured in fits on torch's meta device, whose tensors have a shape and no values. So everything takes the way
@@ -18,12 +18,10 @@ of accelerators, reading a value is an error, and the time is the host's alone: 
 import argparse
 import logging
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -32,16 +30,13 @@ from figures import system, threads_of, write
 from lightning.pytorch.callbacks import Callback
 from torchvision.models import resnet50
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from support.counting import ALL_RULES
-from support.launches import KINDS, Images, beyond_passes, fit, launched
-
 from lightning_same import AESAM, SAM
 from lightning_same.replay.undisturbed import ReplayState
 from lightning_same.rules.timing import EveryStep
 from lightning_same.two_pass import routes
 from lightning_same.two_pass.written_weights import WeightsBefore
+from support.counting import ALL_RULES
+from support.launches import KINDS, Images, beyond_passes, fit, launched
 
 LIMIT = 60
 """Operations a step beyond its passes."""
