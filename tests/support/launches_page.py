@@ -129,7 +129,6 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     everything, rest = host_milliseconds(resnet50)
-    print(f"replay: {everything:.2f} ms, {rest:.2f} ms without copies of lists", flush=True)
     operations: dict[str, dict[str, int]] = {type(rule).__name__: {} for rule in ALL_RULES}
     for kind, (precision, memory_format) in KINDS.items():
         plain = {
@@ -137,7 +136,6 @@ def main() -> None:
         }
         for rule in ALL_RULES:
             operations[type(rule).__name__][kind] = most_operations(rule, kind, plain)
-            print(kind, rule, operations[type(rule).__name__][kind], flush=True)
     most = max(number for row in operations.values() for number in row.values())
     goal = f"{LIMIT} {'met' if most <= LIMIT else '**missed**'}"
     where = system(threads)
