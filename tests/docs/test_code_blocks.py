@@ -88,6 +88,8 @@ def run(line: str) -> None:
         return
     elif words[0] == "python" and words[1].startswith("benchmarks/"):
         assert (ROOT / words[1]).exists(), f"{line}: there is no such benchmark"
+    elif words[:3] == ["PYTHONPATH=tests:benchmarks", "python", "-m"]:
+        assert (ROOT / "tests" / f"{words[3].replace('.', '/')}.py").exists(), f"{line}: there is no such script"
     elif words[:2] == ["lightning-same", "study"]:
         run_study(words[2:])
     else:

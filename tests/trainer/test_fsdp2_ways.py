@@ -62,7 +62,7 @@ class Wide(Sharded):
 
 
 def save() -> tuple[list[int], int, int]:
-    """The most that gathering a rule's memory allocates here, five times, the bytes of the largest tensor and of all.
+    """The most that gathering a rule's memory allocates here, twenty times, the bytes of the largest tensor and of all.
 
     On a busy machine a thread of gloo may hold what it has sent for a while longer, also until the next time.
     """
@@ -77,7 +77,7 @@ def save() -> tuple[list[int], int, int]:
             memory.set("average", [param.detach() for param in self.parameters()])
             names = {param: name for name, param in self.named_parameters()}
             memory.state_dict(names)  # What is made once for a group of processes is there now.
-            for _ in range(5):
+            for _ in range(20):
                 with most_bytes() as most:
                     memory.state_dict(names)
                 found.append(most())
