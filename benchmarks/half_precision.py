@@ -3,15 +3,15 @@
 ``python benchmarks/half_precision.py`` writes ``benchmarks/results/half_precision.json`` and the table in
 ``docs/benchmarks.md``.
 
-The networks of torchvision have their first weights; g is that of cross-entropy on random images. SAM moves the weights
-by e of length rho. What the network sees of it is the difference of the weights that its operations take, at w + e and
-at w: with weights in float32 under autocast, of both as autocast rounds them; with weights in half precision, of those
-themselves. Each row says, of this difference d:
+The networks of torchvision are untrained; g is the gradient of cross-entropy on random images. SAM moves the weights by
+e, of length rho. What the network sees of e is d: the weights that its operations take at w + e, minus those at w.
+Under autocast these are float32 weights rounded to half precision; in half-precision training they are the weights
+themselves. Each row says of d:
 
 - length: ||d|| / ||e||;
 - along e: the part of e that is there, d . e / ||e||^2; 1 is all of it;
 - cosine of d and e;
-- moved: how many of the weights are elsewhere.
+- moved: the share of the weights that change.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def gradient(net: nn.Module, size: int) -> list[Tensor]:
 
 
 def seen(rule: Rule, weights: Sequence[Tensor], grads: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The difference that the network sees, in float64 rounded to float32: what its operations take, ahead and at w."""
+    """d: the weights in half precision at w + e, minus those at w; the difference is taken in float32."""
     at_w = [weight.detach().to(dtype) for weight in weights]
     params = [weight.detach().clone().requires_grad_() for weight in weights]
     with rule.perturbed(params, grads):

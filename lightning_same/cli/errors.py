@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 BAD_INPUT = 2
 """Exit code of what the person who gave the command can change."""
@@ -98,7 +98,13 @@ def _way_out(said: str, key: str, owner: str) -> str:
     if re.match(r"Option '\w+' is not accepted", said):
         return f"`--{key}.help {owner}` shows its arguments."
     lacks = re.match(r"module '([\w.]+)' has no attribute '(\w+)'", said)
-    close = difflib.get_close_matches(lacks[2], vars(sys.modules.get(lacks[1], sys)), n=1) if lacks else []
+    module = sys.modules.get(lacks[1]) if lacks else None
+    return did_you_mean(lacks[2], vars(module)) if lacks and module else ""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The choice that is nearest to a mistyped word, as a question; empty if none is near."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
     return f"Did you mean {close[0]}?" if close else ""
 
 

@@ -162,9 +162,7 @@ class Snapshot:
             # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
             states: Any = module._defaults if is_metric else ()
             for name, value in held.items():
-                kind = type(value)
-                # The strides and paddings of layers are tuples of numbers.
-                if kind not in ATOMS and not (kind is tuple and ATOMS.issuperset(map(type, value))):
+                if type(value) not in ATOMS:
                     self.hold(value, deep=name not in states)
 
     def hold_tensor(self, tensor: Tensor) -> None:

@@ -24,22 +24,15 @@ def perturbed_weights(weights: Sequence[Tensor], copies: Sequence[Tensor], move:
         kinds = by_kind(weights, copies)
         for here, saved in kinds:
             torch._foreach_copy_(saved, here)
-        try:
-            move()
-        except BaseException:
-            _put_back(kinds)
-            raise
-    del move  # It holds g, which is as large as the model, and the caller may be done with it.
-    # Autocast keeps low-precision copies of the weights until its outermost context ends.
-    torch.clear_autocast_cache()
     try:
+        with torch.no_grad():
+            move()
+        del move  # It holds g, which is as large as the model, and the caller may be done with it.
+        # Autocast keeps low-precision copies of the weights until its outermost context ends.
+        torch.clear_autocast_cache()
         yield
     finally:
         with torch.no_grad():
-            _put_back(kinds)
-
-
-def _put_back(kinds: Sequence[tuple[list[Tensor], ...]]) -> None:
-    for here, saved in kinds:
-        torch._foreach_copy_(here, saved)
-    torch.clear_autocast_cache()
+            for here, saved in kinds:
+                torch._foreach_copy_(here, saved)
+        torch.clear_autocast_cache()

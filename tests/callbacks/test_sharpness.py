@@ -1,6 +1,7 @@
 """SharpnessMonitor: what it measures, and when."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,18 @@ from support.nets import Plain, TwoOptimizers, build
 from support.sharpness import GAP, TOP, exact, measured, rise
 from torch import Tensor, nn
 
-from lightning_same import ASAM, SAM, SAME, FriendlySAM, MomentumSAM, Progress, SAMMixin, SharpnessMonitor, with_sam
+from lightning_same import (
+    ASAM,
+    SAM,
+    SAME,
+    CheckpointEffectMonitor,
+    FriendlySAM,
+    MomentumSAM,
+    Progress,
+    SAMMixin,
+    SharpnessMonitor,
+    with_sam,
+)
 from lightning_same.curvature.eigenvalues import extreme_eigenvalues
 from lightning_same.rules.schedules import Linear
 
@@ -84,8 +96,24 @@ def test_the_gap_is_at_the_radius_of_the_moment() -> None:
     assert own == pytest.approx(fixed, rel=1e-5)
 
 
-@pytest.mark.parametrize(("when", "steps"), [({"every_n_steps": 3}, range(12)), ({"every_n_epochs": 1}, range(13))])
-def test_with_several_optimizers_the_radius_of_the_moment_is_that_of_their_steps(when: Any, steps: range) -> None:
+SHARPNESS = partial(SharpnessMonitor, loss_fn=lambda module, batch: module.critic(batch[0]).square().mean())
+EFFECTS = partial(
+    CheckpointEffectMonitor,
+    losses_fn=lambda module, batch: module.critic(batch[0]).square().flatten(),
+    noisy_mask=lambda batch: batch[1] == 0,
+)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "steps"),
+    [
+        (partial(SHARPNESS, every_n_steps=3), range(12)),
+        (partial(SHARPNESS, every_n_epochs=1), range(13)),
+        (partial(EFFECTS, every_n_steps=3), range(12)),
+    ],
+    ids=["sharpness, by steps", "sharpness, by epochs", "effects"],
+)
+def test_with_several_optimizers_the_radius_of_the_moment_is_that_of_their_steps(monitor: Any, steps: range) -> None:
     """Twelve batches, in each of which two optimizers step: the schedule counts batches, for the monitor too."""
     seen: set[tuple[int, int | None]] = set()
 
@@ -100,8 +128,7 @@ def test_with_several_optimizers_the_radius_of_the_moment_is_that_of_their_steps
         def step(self, loss_fn: Any, optimizer: Any) -> None:
             self.two_pass_step(loss_fn, optimizer)
 
-    monitor = SharpnessMonitor(**when, loss_fn=lambda module, batch: module.critic(batch[0]).square().mean())
-    fit(build(Manual), max_epochs=2, callbacks=[monitor])
+    fit(build(Manual), max_epochs=2, callbacks=[monitor()])
     assert seen == {(step, 12) for step in steps}
 
 

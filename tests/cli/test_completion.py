@@ -9,7 +9,7 @@ import pytest
 
 from lightning_same.__main__ import COMMANDS
 from lightning_same.cli.completion import RULES
-from lightning_same.cli.fit import CHOICES
+from lightning_same.cli.explanations import CHOICES
 
 
 def offered(line: str, folder: Path) -> set[str]:

@@ -14,7 +14,8 @@ from support.nets import Plain
 
 from lightning_same import SAM, SAME, SANER, SAMMixin, TwoPassOptions
 from lightning_same.__main__ import main
-from lightning_same.cli.fit import CHOICES, SAMCLI
+from lightning_same.cli.explanations import CHOICES
+from lightning_same.cli.fit import SAMCLI
 from lightning_same.rules.perturbations import Adaptive
 from lightning_same.rules.timing import Every
 

@@ -72,7 +72,7 @@ class TwoPassFits(Fits):
 
 
 class Silent(Monitor):
-    """Measures and logs nothing, in the processes that a fit starts too."""
+    """Measures without logging what it finds, in the processes that a fit starts too."""
 
     def _log(self, *args: Any, **kwargs: Any) -> None:
         pass

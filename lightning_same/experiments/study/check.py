@@ -18,7 +18,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 
 from lightning_same.cli.errors import one_line, root
-from lightning_same.cli.fit import SAMCLI, explained
+from lightning_same.cli.explanations import explained
+from lightning_same.cli.fit import SAMCLI
 from lightning_same.experiments.classifier import ImageClassifier
 from lightning_same.experiments.data.noisy_images import NoisyImageData
 from lightning_same.experiments.study.errors import StudyError

@@ -20,7 +20,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from typing_extensions import override
 
 from lightning_same.cli.errors import one_line
-from lightning_same.cli.fit import SAMCLI, explained
+from lightning_same.cli.explanations import explained
+from lightning_same.cli.fit import SAMCLI
 from lightning_same.experiments.study.environment import versions
 from lightning_same.experiments.study.errors import Kind, StudyError
 from lightning_same.experiments.study.identity import checksum
