@@ -141,7 +141,12 @@ def _copy(name: str, target: Path) -> list[Path]:
     for file, copy in copies.items():
         if copy.exists() and copy.read_bytes() != file.read_bytes():
             raise UserError(f"{copy} is there and differs from the shipped file. Name another folder with --to.")
-    for file, copy in copies.items():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(file.read_bytes())
+    try:
+        for file, copy in copies.items():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be written to: {error.strerror}.", "Name another folder with --to."
+        ) from error
     return list(copies.values())

@@ -11,6 +11,8 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
 
+from typing_extensions import override
+
 BAD_INPUT = 2
 """Exit code of what the person who gave the command can change."""
 
@@ -22,7 +24,20 @@ UNFORESEEN = 70
 
 
 class UserError(Exception):
-    """What the person who gave the command has to know or to change; shown in one line, without a traceback."""
+    """What the person who gave the command has to know or to change; shown without a traceback.
+
+    Args:
+        what: is wrong, in one line.
+        to_do: about it, shown in a line of its own.
+    """
+
+    def __init__(self, what: object, to_do: str = "") -> None:
+        super().__init__(what, to_do)
+        self.what, self.to_do = str(what), to_do
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.what} {self.to_do}".rstrip()
 
 
 def one_line(text: object, limit: int = 2000) -> str:
@@ -32,6 +47,11 @@ def one_line(text: object, limit: int = 2000) -> str:
     return words if len(words) <= limit else f"{words[:half]} [...] {words[-half:]}"
 
 
+def two_lines(start: str, what: object, to_do: object = "") -> str:
+    """A line that says what is wrong, and below it one that says what to do, if that is known."""
+    return f"{start}{one_line(what)}" + (f"\n       {one_line(to_do)}" if to_do else "")
+
+
 WANTED = {
     "float": "a number",
     "int": "a whole number",
@@ -39,6 +59,8 @@ WANTED = {
     "str": "a text",
     "list": "a list",
     "NoneType": "null",
+    "PositiveInt": "a whole number > 0",
+    "PositiveFloat": "a number > 0",
 }
 """The types of options as they are told."""
 
@@ -61,7 +83,15 @@ def parser_error(message: str) -> str:
         wrong = re.match(r"Expected an? <class '(\w+)'>\. Got value: (.*)", said)
         if keys and wrong:
             return f"--{'.'.join(keys)} must be {WANTED.get(wrong[1], wrong[1])}, got {wrong[2][:100]!r}."
-        if owner and said and not re.match(r"Does not validate|Subtypes:|Errors:|Given value", said):
+        choice = re.match(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", said)
+        if keys and choice:
+            return f"--{'.'.join(keys)} must be one of {choice[1]}, got {choice[2][:100]!r}."
+        # With other types beside it, the value is told at the end of the message.
+        bounded = re.match(r"Not of type (\w+): (?:(\S+) does not conform|.*: '(.*)'$)", said)
+        if keys and bounded and "Given value:" not in message:
+            got = bounded[2] or bounded[3]
+            return f"--{'.'.join(keys)} must be {WANTED.get(bounded[1], bounded[1])}, got {got[:100]!r}."
+        if owner and said and not re.match(r"Does not validate|Subtypes:|Errors:|Given value|Expected an? ", said):
             said = said.rstrip(".")
             to_do = _way_out(said, ".".join(keys), owner)
             return f"--{'.'.join(keys)}: {owner}: {one_line(said, 500)}." + (f"\n{to_do}" if to_do else "")
@@ -73,16 +103,19 @@ def parser_error(message: str) -> str:
         return (
             f"--{missing[1]} is missing.\nGive it, or a configuration by --config; `lightning-same configs` lists some."
         )
+    # Of types within types, the innermost are told first: they are what the last key may be.
+    innermost = message.partition("Given value:")[0]
+    kinds = re.findall(r"(?:Expected an? <class '|Not of type )(\w+)", innermost)
+    numbers = {"int", "float", "PositiveInt", "PositiveFloat"} & {*kinds}
     given = re.search(r"^\s*Given value: (.*)", message, re.MULTILINE)
     base = re.search(r"Import path does not correspond to a subclass of (\w+)", message)
     if keys and given and base:
         return f"--{'.'.join(keys)}: {given[1][:100]} is no {base[1]}.\nGive a class that derives from it."
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
-    if keys and unknown:
+    if keys and unknown and not numbers:
         return f"--{'.'.join(keys)}: there is no class {unknown[1]!r}.\nName its module, too: module.Class. {WHERE}"
-    kinds = re.findall(r"Expected an? <class '(\w+)'>", message)
-    subtypes = re.search(r"^\s*Subtypes: (.*)", message, re.MULTILINE)
-    choices = re.findall(r"typing\.Literal\[([^\]]*)\]", subtypes[1] if subtypes else "")
+    subtypes = re.findall(r"^\s*Subtypes: (.*)", innermost, re.MULTILINE)
+    choices = re.findall(r"typing\.Literal\[([^\]]*)\]", subtypes[-1] if subtypes else "")
     if choices:
         kinds = [f"one of {', '.join(choices)}", *dict.fromkeys(kinds)]
     if keys and kinds and given:
@@ -95,11 +128,12 @@ def _way_out(said: str, key: str, owner: str) -> str:
     """What to do about an error of importing a class, or of its arguments; empty if that is not known."""
     if said.startswith("No module named"):
         return WHERE
-    if re.match(r"Option '\w+' is not accepted", said):
+    if re.match(r"Option '\w+' is not accepted|the following arguments are required", said):
         return f"`--{key}.help {owner}` shows its arguments."
-    lacks = re.match(r"module '([\w.]+)' has no attribute '(\w+)'", said)
-    module = sys.modules.get(lacks[1]) if lacks else None
-    return did_you_mean(lacks[2], vars(module)) if lacks and module else ""
+    # The second is what a module that loads its parts when they are asked for says.
+    lacks = re.match(r"module '([\w.]+)' has no attribute '(\w+)'|No ([\w.]+) attribute (\w+)", said)
+    module = sys.modules.get(lacks[1] or lacks[3]) if lacks else None
+    return did_you_mean(lacks[2] or lacks[4], dir(module)) if lacks and module else ""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -165,21 +199,24 @@ def told(command: str, traceback_to_file: bool = True) -> Iterator[None]:
         say(f"{command}: interrupted.")
         sys.exit(INTERRUPTED)
     except UserError as error:
-        say(f"{command}: {one_line(error)}")
+        say(two_lines(f"{command}: ", error.what, error.to_do))
         sys.exit(BAD_INPUT)
     except Exception as error:
         if isinstance(error, OSError) and traceback_to_file:
             say(f"{command}: {one_line(os_error(error))}")
             sys.exit(BAD_INPUT)
-        if is_a_refusal(error):
-            say(f"{command}: {one_line(error)}")
+        # What a class says of its arguments, jsonargparse tells among what the option's other types would be.
+        first = root(error) if "Does not validate against any of the Union subtypes" in str(error) else error
+        if is_a_refusal(first):
+            say(f"{command}: {one_line(first)}")
             sys.exit(BAD_INPUT)
         if traceback_to_file:
             where = _keep_traceback()
         else:
             traceback.print_exc()
             where = "above"
-        say(f"{command}: an error that was not foreseen, {type(error).__name__}: {one_line(error)}. Traceback: {where}")
+        what = f"{type(first).__name__}: {one_line(first)}".rstrip(".: ")
+        say(f"{command}: an error that was not foreseen, {what}. Traceback: {where}")
         sys.exit(UNFORESEEN)
 
 

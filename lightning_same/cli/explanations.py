@@ -49,12 +49,13 @@ def explained(message: str) -> str:
 
 def unknown_option(parser: argparse.ArgumentParser, message: str) -> str:
     """What to say of an option that there is not, also in a file; empty if the message is about something else."""
-    unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
+    unknown = re.search(r"(?:'(\w+)' )?does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
     if unknown is None:
         return ""
-    name = unknown[1] or unknown[2]
+    name = unknown[2] or unknown[3]
     meant = did_you_mean(f"--{name}", sorted(_options(parser)))
-    return f"there is no option --{name}.\n{meant} `lightning-same fit --help` lists the options."
+    command = f"lightning-same {unknown[1]}" if unknown[1] else parser.prog
+    return f"there is no option --{name}.\n{meant} `{command} --help` lists the options."
 
 
 def _options(parser: argparse.ArgumentParser) -> set[str]:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import pickle
 import re
 import sys
 from collections.abc import Sequence
@@ -15,17 +14,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
+from lightning_same.cli.checkpoint_files import why_not_loaded
 from lightning_same.cli.closing import say_last, say_tested, say_where
 from lightning_same.cli.configs import found, missing
-from lightning_same.cli.errors import UserError, one_line, root, told
+from lightning_same.cli.errors import UserError, one_line, root, say, told, two_lines
 from lightning_same.cli.explanations import explained, unknown_option
+from lightning_same.cli.given import argument_of_no_rule, not_as_given, value_of
+from lightning_same.cli.parser import argparse_error
 from lightning_same.rules.base import Rule
 from lightning_same.trainer.resuming import is_of_a_checkpoint_file, is_of_what_was_restored
 from lightning_same.two_pass.options import TwoPassOptions
 from lightning_same.two_pass.with_sam import with_sam
 
 try:
-    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+    from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "The command line needs jsonargparse: pip install 'lightning-same[cli]'.", name=error.name
@@ -72,13 +74,15 @@ class RuleParser(LightningArgumentParser):
         # A parser within a parser raises, and the outer one has all that is needed to explain.
         if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
             super().error(message, ex)
-        what, _, to_do = (unknown_option(self, message) or explained(message)).partition("\n")
+        self.prog = self.prog.replace(" [options]", "")
+        said = unknown_option(self, message) or argparse_error(message, self) or explained(message)
+        what, _, to_do = said.partition("\n")
         refuse(self, what, to_do)
 
 
 def refuse(parser: LightningArgumentParser, what: str, to_do: str = "") -> NoReturn:
     """End the command with a line that says what is wrong, and one that says what to do."""
-    parser.exit(2, f"error: {one_line(what)}\n" + (f"       {one_line(to_do)}\n" if to_do else ""))
+    parser.exit(2, two_lines("error: ", what, to_do) + "\n")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -97,18 +101,11 @@ def main(words: Sequence[str] | None = None) -> None:
             SAMCLI(args=None if words is None else list(words), parser_kwargs={"prog": "lightning-same"})
         except Exception as error:
             given = sys.argv[1:] if words is None else words
-            resumed = any(word.startswith("--ckpt_path") for word in given) and is_of_what_was_restored(error)
+            path = value_of("--ckpt_path", given)
+            resumed = path and is_of_what_was_restored(error)
             if (resumed or is_of_a_checkpoint_file(error)) and not isinstance(error, UserError):
-                raise UserError(f"--ckpt_path: {_why_not_resumed(error)}") from error
+                raise why_not_loaded(path, error, given[0] if given else "fit") from error
             raise
-
-
-def _why_not_resumed(error: BaseException) -> str:
-    if isinstance(error, pickle.UnpicklingError) and "eights only load failed" in str(error):
-        return "the file holds more than weights, or is no checkpoint file. Lightning reads weights only here."
-    if isinstance(error, FileNotFoundError):
-        return one_line(error)
-    return f"the file cannot be resumed from: {type(error).__name__}: {one_line(error, 300)}"
 
 
 class SAMCLI(LightningCLI):
@@ -148,6 +145,32 @@ class SAMCLI(LightningCLI):
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Run the test loop after a fit, on the best checkpoint."
         )
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        words = sys.argv[1:] if args is None else args
+        self.words = [str(word) for word in words] if isinstance(words, list) else []
+        argument = argument_of_no_rule(self.words)
+        if argument:
+            to_do = f"Name it by --sam, such as --sam SAM {argument} {value_of(argument, self.words)}."
+            refuse(parser, f"{argument} is an argument of a rule, and no rule is named.", to_do)
+        super().parse_arguments(parser, args)
+        self.asked = self._config_of("model")
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Tell where the checkpoint file's model is not the one that was given: Lightning takes the file's."""
+        for option, asked, used in not_as_given(self.asked, self._config_of("model"), self.words):
+            if option == "--model":
+                refuse(self.parser, f"--ckpt_path: the file's model is {used}, not {asked}.", f"Give --model {used}.")
+            say(f"{option} {asked} is not used: the model in the checkpoint file has {used}.")
+
+    def _config_of(self, name: str) -> Any:
+        """What stands under a name in the configuration, at any time: Lightning keeps the subcommand's apart."""
+        config = self.config
+        subcommand = config.get("subcommand")
+        found = config[subcommand].get(name) if subcommand else config.get(name)
+        return found.as_dict() if isinstance(found, Namespace) else found
 
     @override
     def instantiate_classes(self) -> None:

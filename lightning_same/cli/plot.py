@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from lightning_same.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -27,7 +29,11 @@ EPILOG = """examples:
 
 
 class NotYet(ValueError):
-    """The runs have nothing to draw; later they may have."""
+    """The runs have nothing to draw; later they may have. What is missing, and what to do."""
+
+    @override
+    def __str__(self) -> str:
+        return " ".join(map(str, self.args))
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -47,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # The way to end --watch.
         sys.stdout.write("\n")
     except (ModuleNotFoundError, OSError, ValueError) as error:
-        options.error(str(error))
+        options.error("\n".join(map(str, error.args)) if isinstance(error, NotYet) else str(error))
 
 
 def parser() -> Parser:
@@ -202,7 +208,10 @@ def _figures(tables: "dict[str, pd.DataFrame]") -> "tuple[dict[str, Figure], lis
         if monitor and len(without) == 1 + len(names):
             notes.append(f"{kind}: add {monitor}")
     if not figures:
-        raise NotYet(f"{', '.join(tables)} has nothing to draw. {'; '.join(notes)}.")
+        monitored = {key for _, keys, _ in MONITORED.values() for key in keys} | {"epoch"}
+        other = sorted({str(key) for table in tables.values() for key in table} - monitored)[:3]
+        more = f" What else is logged is drawn by --metric, such as --metric {' '.join(other)}." if other else ""
+        raise NotYet(f"{', '.join(tables)} has nothing to draw.", f"{'; '.join(notes)}.{more}")
     return figures, notes
 
 
@@ -226,8 +235,9 @@ def _check_logged(tables: "dict[str, pd.DataFrame]", keys: Sequence[str]) -> Non
     logged = sorted({str(key) for table in tables.values() for key in table})
     for key in keys:
         if key not in logged:
-            near = difflib.get_close_matches(key, logged, n=3) or logged
-            raise NotYet(f"--metric: {key} is not logged. Did you mean {' or '.join(near)}?")
+            near = difflib.get_close_matches(key, logged, n=3)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"Logged are {', '.join(logged)}."
+            raise NotYet(f"--metric: {key} is not logged.", hint)
 
 
 def _drawn(figure: "Figure", kind: str) -> bytes:

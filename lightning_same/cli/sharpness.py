@@ -17,6 +17,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_same.callbacks.mean_loss import Mode, mean_loss
+from lightning_same.cli.checkpoint_files import NAMED_BY_FIT, check_that_it_is_a_file, check_that_weights_fit
+from lightning_same.cli.errors import UserError, one_line, told
 from lightning_same.cli.fit import SAMCLI
 from lightning_same.curvature.adaptive import AdaptiveHessian
 from lightning_same.curvature.eigenvalues import TopEigenvalue, top_eigenvalue
@@ -69,7 +71,15 @@ def main(args: Sequence[str]) -> None:
 
     Args:
         args: of the command, such as ``["--config", "run/config.yaml", "--ckpt_path", "run/last.ckpt"]``.
+
+    Raises:
+        SystemExit: 2 for bad input, 70 for an error of the user's own code, whose traceback is shown.
     """
+    with told("lightning-same sharpness", traceback_to_file=False):
+        _measure(args)
+
+
+def _measure(args: Sequence[str]) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     with warnings.catch_warnings():
@@ -82,9 +92,10 @@ def main(args: Sequence[str]) -> None:
         )
     path = cli.option("ckpt_path")
     if path is None:
-        cli.parser.error("--ckpt_path must name the checkpoint file.")
+        raise UserError("--ckpt_path is missing.", NAMED_BY_FIT)
     if cli.option("trace_probes") < 8:
-        cli.parser.error("--trace_probes must be >= 8, to know the interval.")
+        raise UserError(f"--trace_probes must be >= 8, to know the interval, got {cli.option('trace_probes')}.")
+    check_that_it_is_a_file(path)
     output = ready_for_the_picture(cli, path)
     prepare(cli)
     load(cli, path)
@@ -117,9 +128,9 @@ def ready_for_the_picture(cli: SharpnessCLI, path: str) -> Path:
 
         output.parent.mkdir(parents=True, exist_ok=True)
     except ModuleNotFoundError as error:
-        cli.parser.error("the picture needs matplotlib: pip install 'lightning-same[plots]'.", error)
+        raise UserError("the picture needs matplotlib.", "pip install 'lightning-same[plots]'") from error
     except OSError as error:
-        cli.parser.error(f"--output: {output} cannot be written: {error.strerror}.", error)
+        raise UserError(f"--output: {output} cannot be written: {error.strerror}.", "Name another place.") from error
     return output
 
 
@@ -142,20 +153,22 @@ def load(cli: SharpnessCLI, path: str) -> None:
     weights_only = cli.option("weights_only")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only is None or weights_only)
-    except FileNotFoundError:
-        cli.parser.error(f"--ckpt_path: there is no file {path}.")
     except pickle.UnpicklingError as error:
-        cli.parser.error(
-            f"--ckpt_path: {path} holds more than weights. If you trust it, add --weights_only false.", error
-        )
+        more = f"--ckpt_path: {path} holds more than weights."
+        raise UserError(more, "If you trust the file, add --weights_only false.") from error
     except Exception as error:  # Whatever a file that is none makes the unpickler do.
-        cli.parser.error(f"--ckpt_path: {path} is no checkpoint file: {type(error).__name__}: {error}", error)
+        raise UserError(
+            f"--ckpt_path: {path} cannot be read: {type(error).__name__}: {one_line(error, 300)}", NAMED_BY_FIT
+        ) from error
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     tensors = weights.values() if isinstance(weights, dict) else ()
-    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors):
-        cli.parser.error(f"--ckpt_path: {path} holds no weights under `state_dict`, nor is it a state_dict itself.")
+    if weights is None or not tensors or not all(isinstance(value, torch.Tensor) for value in tensors):
+        what = f"--ckpt_path: {path} holds no weights under `state_dict`, nor is it a state_dict itself."
+        raise UserError(what, NAMED_BY_FIT)
     if weights is not checkpoint:
         cli.model.on_load_checkpoint(checkpoint)
+    if cli.model.strict_loading:
+        check_that_weights_fit(path, weights, cli.model)
     cli.model.load_state_dict(weights, strict=cli.model.strict_loading)
 
 

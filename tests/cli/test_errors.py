@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.nets import Plain
 
+from lightning_same import SAM
 from lightning_same.cli.fit import SAMCLI, main
 
 BORING = "lightning.pytorch.demos.boring_classes.BoringModel"
@@ -49,6 +50,9 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> list[str]:
         (["--sam=SAME", "--sam.condition=x"], "--sam.condition must be a number, got 'x'.", "--sam.help SAME"),
         (["--sam=SAM", "--sam.timing=Every", "--sam.timing.k=x"], "--sam.timing.k must be a whole number", "Every"),
         (["--trainer.max_steps=x"], "--trainer.max_steps must be a whole number, got 'x'.", None),
+        (["--optimizer=SGD", "--optimizer.lr=x"], "--optimizer.lr must be a number, got 'x'.", None),
+        (["--sam"], "--sam needs a value.", "`lightning-same fit --help`"),
+        (["--trainer.callbacks=EarlyStopping"], "--trainer.callbacks: ", "--trainer.callbacks.help"),
     ],
 )
 def test_a_value_of_another_type(
@@ -91,6 +95,42 @@ def test_what_is_missing_or_mistyped(
     assert lines[0].startswith(f"error: {what}")
     assert to_do in lines[1]
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize("config", ["", "optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}"])
+@pytest.mark.parametrize("argument", ["--sam.rho=0.1", "--sam.ckpt=1"])
+def test_an_argument_of_no_rule(capsys: pytest.CaptureFixture[str], argument: str, config: str) -> None:
+    Path("mine.yaml").write_text(config)
+    lines = refused(capsys, f"--model={BORING}", argument, *(["--config=mine.yaml"] if config else []))
+    name, _, value = argument.partition("=")
+    assert lines[0] == f"error: {name} is an argument of a rule, and no rule is named."
+    assert f"--sam SAM {name} {value}" in lines[1]
+
+
+@pytest.mark.parametrize("named", [["--sam=SAM"], ["--sam", "SAM"], ["--config=mine.yaml"]])
+def test_an_argument_of_a_rule_that_is_named(named: list[str]) -> None:
+    Path("mine.yaml").write_text("sam: {class_path: SAM}")
+    cli = SAMCLI(
+        args=[
+            "fit",
+            *named,
+            f"--model={BORING}",
+            "--sam.rho=0.25",
+            "--trainer.fast_dev_run=true",
+            "--trainer.accelerator=cpu",
+        ]
+    )
+    assert cli.model.sam == SAM(rho=0.25)
+
+
+def test_what_a_class_says_of_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = ["--trainer.callbacks=SharpnessMonitor", "--trainer.callbacks.every_n_steps=0"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--model={BORING}", *monitor, *QUIET])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "lightning-same: SharpnessMonitor: `every_n_steps` must be a whole number >= 1, got 0."
+    assert not any("Traceback" in line for line in said)
 
 
 @pytest.mark.parametrize(

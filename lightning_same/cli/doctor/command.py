@@ -1,11 +1,12 @@
 """The command ``lightning-same doctor``."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_same.cli.errors import told
+from lightning_same.cli.errors import UserError, told
 from lightning_same.cli.parser import Parser
 
 PAGE = "lightning-same-doctor.md"
@@ -27,6 +28,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     given = parser().parse_args(args)
     with told("lightning-same doctor"):
+        # Before the tests: with --full they take an hour.
+        if given.out and (given.out.is_dir() or not os.access(given.out.parent, os.W_OK)):
+            raise UserError(f"--out: {given.out} cannot be written.", "Name a file in a folder that you may write to.")
         passed = _run(given.full, given.out or (Path(PAGE) if given.full else None))
     if not passed:
         sys.exit(1)
