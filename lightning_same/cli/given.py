@@ -45,7 +45,9 @@ def not_as_given(asked: Any, used: Any, words: Sequence[str]) -> list[tuple[str,
     before, after = _arguments(asked), _arguments(used)
     options = {word.partition("=")[0] for word in words if word.startswith("--model.")}
     names = sorted(option.removeprefix("--model.").removeprefix("init_args.") for option in options)
-    return [(f"--model.{name}", before[name], after.get(name)) for name in names if before.get(name) != after.get(name)]
+    return [
+        (f"--model.{name}", before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
+    ]
 
 
 def _arguments(model: Mapping[str, Any]) -> dict[str, Any]:
