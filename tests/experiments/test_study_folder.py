@@ -383,3 +383,12 @@ def test_folders_of_common_names_are_not_taken_for_a_studys(
     (tmp_path / "paper" / "figures" / "one.svg").write_text("mine")
     code, said = ended(capsys, "--config", study, "--results", str(tmp_path / "paper"))
     assert (code, "is not empty and holds no study, but 'figures'" in said) == (2, True)
+
+
+def test_a_fit_may_have_written_there_before(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs" / "version_0").mkdir(parents=True)
+    words = ["--config", study, "--results", str(tmp_path / "runs"), "--dry-run"]
+    assert ended(capsys, *words)[0] == 0
+    (tmp_path / "runs" / "notes.txt").write_text("mine")
+    code, said = ended(capsys, *words)
+    assert (code, "is not empty and holds no study, but 'notes.txt'" in said) == (2, True)

@@ -127,9 +127,12 @@ def check_directory(study: Study, directory: Path) -> list[str]:
 
 
 def _strange(study: Study, directory: Path) -> str | None:
-    """Something in a directory without a plan that is not of this study; None if all of it is."""
+    """Something in a directory without a plan that is not of this study; None if all of it is.
+
+    A fit by the study's configuration may have written there before: its logger's ``version_0`` is in nobody's way.
+    """
     own = {PLAN, RUNS, "tables", "figures", "report.md", "report.html"}
-    content = [path.name for path in directory.iterdir() if path.name[0] != "."]
+    content = [path.name for path in directory.iterdir() if not re.match(r"\.|version_\d+$", path.name)]
     names = {run.name for run in study.runs}
     runs = list((directory / RUNS).iterdir()) if (directory / RUNS).is_dir() else []
     unknown = [name for name in content if name not in own]
