@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from typing_extensions import override
 
@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if given.labels and len(set(given.labels)) < len(given.labels):
         options.error(f"--labels must differ, got {', '.join(given.labels)}.")
     try:
-        _watch(given) if given.watch else _plot(given)
+        _watch(given) if given.watch else _plot(given, set())
     except KeyboardInterrupt:  # The way to end --watch.
         sys.stdout.write("\n")
     except (ModuleNotFoundError, OSError, ValueError) as error:
@@ -88,11 +88,12 @@ def _seconds(text: str) -> float:
 def _watch(given: argparse.Namespace) -> None:
     """Draw, and draw again whenever the loggers have written; wait for runs that have nothing to draw yet."""
     drawn, said = None, ""
+    told: set[str] = set()
     while True:
         try:
             written = _written(given.runs)
             if written != drawn:
-                step = _plot(given, quiet=drawn is not None)
+                step = _plot(given, told)
                 sys.stdout.write(f"Drawn at step {step}. Ctrl-C ends.\n")
                 drawn, said = written, ""
         except NotYet as error:
@@ -112,12 +113,12 @@ def _written(run_dirs: Sequence[Path]) -> list[tuple[Path, int, int]]:
     return [(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
 
 
-def _plot(given: argparse.Namespace, quiet: bool = False) -> int:
+def _plot(given: argparse.Namespace, told: set[str]) -> int:
     """Draw once.
 
     Args:
         given: the command's arguments.
-        quiet: whether not to tell which files were written and what is missing.
+        told: the files and notes that need not be told again; those that are told now are added.
 
     Returns:
         The last step that is drawn.
@@ -144,17 +145,25 @@ def _plot(given: argparse.Namespace, quiet: bool = False) -> int:
     if given.html:
         file = out / "runs.html"
         _write(_page(tables, given.metric or []), file)
-        sys.stdout.write("" if quiet else f"{file}\n")
+        _tell(sys.stdout, file, told)
         return last
     figures, missing = (_metrics(tables, given.metric), []) if given.metric else _figures(tables)
     for name, figure in figures.items():
         for kind in ("png", "svg"):
             file = out / f"{name}.{kind}"
             _write(_drawn(figure, kind), file)
-            sys.stdout.write("" if quiet else f"{file}\n")
-    for note in [] if quiet else [*notes, *missing]:
-        sys.stderr.write(f"{note}\n")
+            _tell(sys.stdout, file, told)
+    # What is missing now may be logged later.
+    for note in notes if given.watch else [*notes, *missing]:
+        _tell(sys.stderr, note, told)
     return last
+
+
+def _tell(stream: TextIO, line: object, told: set[str]) -> None:
+    """Write a line, once."""
+    if str(line) not in told:
+        stream.write(f"{line}\n")
+    told.add(str(line))
 
 
 def _page(tables: "dict[str, pd.DataFrame]", keys: Sequence[str]) -> bytes:

@@ -18,6 +18,9 @@ CKPTS = "ckpts"
 STEP = {"title": "step", "plain": True}
 
 
+THINNED = "Where more steps were logged than can be seen, a point is the mean of several, and the band spans them."
+
+
 def html_page(tables: Mapping[str, pd.DataFrame], keys: Sequence[str] = ()) -> str:
     """A page that draws runs, in one file.
 
@@ -44,7 +47,9 @@ def html_page(tables: Mapping[str, pd.DataFrame], keys: Sequence[str] = ()) -> s
         body += '<h2 id="checkpoints">The four checkpoints</h2>'
         body += legend(CKPTS, "Checkpoints, r = s / g", legends[CKPTS], toggles=False) + figures(charts[:shares])
     if charts[shares:]:
-        body += '<h2 id="over-the-steps">Over the steps</h2>' + figures(charts[shares:], shares)
+        thinned = any("low" in one for chart in charts[shares:] for one in chart.spec["series"])
+        body += '<h2 id="over-the-steps">Over the steps</h2>' + (f"<p>{THINNED}</p>" if thinned else "")
+        body += figures(charts[shares:], shares)
     contents = {"checkpoints": "The four checkpoints"} if shares else {}
     contents |= {"over-the-steps": "Over the steps"} if charts[shares:] else {}
     return page(", ".join(tables), body, contents, charts, legends)
@@ -72,7 +77,6 @@ def _over_steps(key: str, title: str, tables: Mapping[str, pd.DataFrame]) -> lis
     # Of a metric that is not known, zero is shown where it takes no more than half of the chart.
     known = key in SHARPNESS or key in ("weight_norm", "grad_cosine")
     zero = not log and (known or bool(0 <= lowest < highest - lowest))
-    caption = "Where more steps were logged than can be seen, a point is the mean of several, and the band spans them."
     spec = {
         "kind": "lines",
         "x": STEP,
@@ -82,7 +86,7 @@ def _over_steps(key: str, title: str, tables: Mapping[str, pd.DataFrame]) -> lis
         "band": ["lowest", "highest"],
         "series": series,
     }
-    return [Chart(key.replace("/", "-"), title, caption if "low" in series[0] else "", METHODS, spec)]
+    return [Chart(key.replace("/", "-"), title, "", METHODS, spec)]
 
 
 def _shares(name: str, table: pd.DataFrame) -> list[Chart]:

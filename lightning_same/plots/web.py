@@ -81,7 +81,7 @@ def figures(charts: Sequence[Chart], first: int = 0) -> str:
     places = [
         f'<figure data-chart="{number}"><figcaption><strong>{html.escape(chart.title)}</strong>'
         f'{html.escape(chart.caption)}</figcaption><div class="plot" role="group"'
-        f' aria-label="{html.escape(f"{chart.title}. {chart.caption}")}"></div></figure>'
+        f' aria-label="{html.escape(f"{chart.title}. {chart.caption}".rstrip())}"></div></figure>'
         for number, chart in enumerate(charts, first)
     ]
     return f'<div class="charts">{"".join(places)}</div>' if places else ""

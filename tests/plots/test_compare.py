@@ -260,3 +260,21 @@ def test_watch_ends_if_it_cannot_write(
     assert ended.value.code == 2
     assert "cannot be written" in capsys.readouterr().err
     assert slept == []
+
+
+def test_watch_tells_a_figure_that_comes_later_and_not_what_may_still_come(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = runs / "later" / "metrics.csv"
+    file.parent.mkdir()
+    table = made_up(1)
+    table[FRACTIONS].to_csv(file)
+    when_it_sleeps(monkeypatch, lambda: table.to_csv(file))
+    main([str(file.parent), "--watch"])
+    out, err = capsys.readouterr()
+    first, later = out.split("Drawn at step ")[:2]
+    assert [Path(line).name for line in first.split()] == ["fractions.png", "fractions.svg"]
+    told = [Path(line).name for line in later.splitlines()[1:]]
+    assert "sharpness.png" in told
+    assert "fractions.png" not in told
+    assert err == ""
