@@ -7,7 +7,7 @@ what it has learned of a file of tests until that file changes.
 import ast
 import builtins
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +92,23 @@ class Notes:
 
 
 class Chosen:
-    """Runs these tests alone, in this order."""
+    """Runs these of the known tests in this order, and then unknown ones, whose names a fault has changed."""
 
-    def __init__(self, tests: Sequence[str]) -> None:
+    def __init__(self, tests: Sequence[str], known: Collection[str]) -> None:
         self.places = {test: place for place, test in enumerate(tests)}
+        self.known = known
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = sorted(
-            (item for item in items if item.nodeid in self.places), key=lambda item: self.places[item.nodeid]
+            (item for item in items if item.nodeid in self.places or item.nodeid not in self.known),
+            key=lambda item: self.places.get(item.nodeid, len(self.places)),
         )
+
+
+def files_of_tests(tests: Sequence[str]) -> list[str]:
+    """The files in which tests are, each once, in the order of the tests."""
+    return list(dict.fromkeys(test.partition("::")[0] for test in tests))
 
 
 def files_of(root: Path, tests: Sequence[str]) -> list[str]:

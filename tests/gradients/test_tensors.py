@@ -22,6 +22,7 @@ def test_one_bad_element_of_any_kind_is_seen(bad: float) -> None:
         tensors[place][-1] = bad
         assert not all_finite(tensors)
         assert not all_finite(tensors[place : place + 1])
+        assert not all_finite([tensors[place - 1], tensors[place]])
 
 
 def test_a_norm_is_over_all_kinds() -> None:
