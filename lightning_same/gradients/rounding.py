@@ -26,7 +26,8 @@ def round_stochastically(exact: Tensor, dtype: torch.dtype, draws: torch.Generat
     info = torch.finfo(dtype)
     # exact = m * 2^exponent with 1/2 <= |m| < 1, where values of the dtype lie eps / 2 * 2^exponent apart.
     _, exponent = torch.frexp(exact)
-    distance = torch.ldexp(torch.full_like(exact, info.eps / 2), exponent).clamp_(min=info.tiny * info.eps)
+    # By one less, for in older releases of torch the power itself must be finite, and 2^128 is not in float32.
+    distance = torch.ldexp(torch.full_like(exact, info.eps), exponent - 1).clamp_(min=info.tiny * info.eps)
     count = exact / distance
     below = count.floor()
     noise = torch.rand(exact.shape, generator=draws, dtype=exact.dtype, device=exact.device)

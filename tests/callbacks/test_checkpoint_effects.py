@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from support.fits import RowLogger, differences, fit, observed_fit, weights
+from support.fits import LIGHTNING, RowLogger, differences, fit, observed_fit, weights
 from support.monitored import class_zero
 from support.nets import Everything, build, float64, loader
 from support.ranks import Ranks
@@ -173,14 +173,15 @@ def test_with_batchnorm_and_dropout_the_parts_still_sum_up() -> None:
     norms = [row for _, row in logger.rows if "grad_norm/perturbed" in row]
     assert len(effects) == len(norms) > 3
     assert all("ckpt_effect/ckpt1/validation" in row for row in effects)  # the sanity check has shown a batch
+    digits = 1e-12 if LIGHTNING >= (2, 6) else 1e-7  # Lightning 2.5.1 logs in float32.
     for row, norm in zip(effects, norms, strict=True):
         assert 0 < row["ckpt_share/ckpt1/noisy"] < 1
         both = row["ckpt_effect/whole/clean"] + row["ckpt_effect/whole/noisy"]
-        assert both == pytest.approx(norm["grad_cosine"] * norm["grad_norm/base"], rel=0, abs=1e-12)
+        assert both == pytest.approx(norm["grad_cosine"] * norm["grad_norm/base"], rel=0, abs=digits)
         for loss in "clean", "noisy", "validation":
             parts = sum(row[f"ckpt_effect/ckpt{k}/{loss}"] * norm[f"grad_norm/ckpt{k}"] for k in (1, 2, 3, 4))
             whole = row[f"ckpt_effect/whole/{loss}"] * norm["grad_norm/perturbed"]
-            assert parts == pytest.approx(whole, rel=0, abs=1e-12)  # the rest is where s and g are 0
+            assert parts == pytest.approx(whole, rel=0, abs=digits)  # the rest is where s and g are 0
 
 
 def by_sample(module: Any, batch: Any) -> Tensor:

@@ -106,7 +106,7 @@ def test_a_study_s_legend_is_not_cut_off(length: int) -> None:
     svg = picture.svg.decode()
     width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
     legend = svg[svg.index('id="legend_1"') :]
-    ends = [float(x) for x in re.findall(r'<use [^>]*x="([-\d.]+)"', legend)]
+    ends = [float(x) for x in re.findall(r'<use [^>]*x="([-\d.]+)" y="', legend)]
     texts = [float(x) for x in re.findall(r"translate\(([-\d.]+) [-\d.]+\) scale", legend)]
     assert len(ends) == len(texts) == len(names)
     assert min(ends) > 0

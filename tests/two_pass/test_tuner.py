@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.tuner import Tuner
-from support.fits import fit, trainer, weights
+from support.fits import LIGHTNING, fit, trainer, weights
 from support.nets import Plain, loader
 from torch.utils.data import DataLoader
 
@@ -51,11 +51,16 @@ def test_a_search_for_a_batch_size_finds_what_it_does_without_a_rule(
 def test_a_rule_forgets_what_it_has_kept_in_a_search_for_a_learning_rate(rule: Rule) -> None:
     """`LearningRateFinder` trains within the fit, before its first step."""
 
-    def trained(*callbacks: pl.Callback) -> list[torch.Tensor]:
+    def trained(rule: Rule | None, *callbacks: pl.Callback) -> list[torch.Tensor]:
         torch.manual_seed(0)
         module = with_sam(Plain(), rule)
         fit(module, callbacks=[*callbacks], max_epochs=1)
         return weights(module)
 
-    searched = trained(LearningRateFinder(num_training_steps=5, update_attr=False))
-    assert all(map(torch.equal, searched, trained()))
+    def searched(rule: Rule | None) -> list[torch.Tensor]:
+        return trained(rule, LearningRateFinder(num_training_steps=5, update_attr=False))
+
+    if not all(map(torch.equal, searched(None), trained(None))):
+        assert LIGHTNING < (2, 6)
+        pytest.skip("in this release of Lightning a fit without a rule ends early after the search, too")
+    assert all(map(torch.equal, searched(rule), trained(rule)))

@@ -70,13 +70,16 @@ def grid(results: Results, finals: pd.DataFrame) -> pd.DataFrame | None:
         return None
     down = "rho" if "rho" in settings else str(settings.columns[-1])
     tested = "last/test/accuracy" in results.runs
-    others = settings.drop(columns=down).to_dict("records")
+    others = settings.drop(columns=down)
     cells = pd.DataFrame(
         {
             down: settings[down].astype(object).where(settings[down].notna(), "none"),
             "column": [
-                ", ".join([method, *(f"{name} {value}" for name, value in other.items() if pd.notna(value))])
-                for method, other in zip(results.runs["method"], others, strict=True)
+                ", ".join(
+                    [method, *(f"{name} {value}" for name, value in zip(others, row, strict=True) if pd.notna(value))]
+                )
+                # With the index, or pandas would give no rows where there is no other setting.
+                for method, (_, *row) in zip(results.runs["method"], others.itertuples(name=None), strict=True)
             ],
         }
     )
