@@ -154,9 +154,10 @@ def test_two_processes_equal_the_loop_by_hand(
     assert differences(results[0][0], default[0]) != []
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
-def test_micro_batches_on_one_process_equal_the_loop_by_hand(rule: Rule) -> None:
-    check([train(rule, 3, accumulate="micro_batch")], hand_loop(rule, 1, 3, "global", "micro_batch"))
+@pytest.mark.parametrize(("rule", "micro_batches"), [*((rule, 3) for rule in RULES), (USAM(0.3), 2)], ids=repr)
+def test_micro_batches_on_one_process_equal_the_loop_by_hand(rule: Rule, micro_batches: int) -> None:
+    expected = hand_loop(rule, 1, micro_batches, "global", "micro_batch")
+    check([train(rule, micro_batches, accumulate="micro_batch")], expected)
 
 
 WAYS: dict[str, dict[str, Any]] = {
