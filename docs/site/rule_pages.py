@@ -132,9 +132,10 @@ def _short_source(kind: type[Rule]) -> str:
 
 def _gains(rule: Rule) -> str:
     """The gains of the default settings, checkpoint by checkpoint."""
-    arguments = rule.combination.arguments()
-    cells = (f"{f'{gain:g}' if isinstance(gain, float) else f'`{gain!r}`'} · s" for gain in arguments.values())
-    return "d = " + ", ".join(f"{cell} on checkpoint {k}" for k, cell in enumerate(cells, 1)) + ", s on the rest"
+    gains = rule.combination.arguments().values()
+    cells = {k: f"{gain:g}" if isinstance(gain, float) else f"`{gain!r}`" for k, gain in enumerate(gains, 1)}
+    changed = [f"{cell} · s on checkpoint {k}" for k, cell in cells.items() if cell != "1"]
+    return "d = " + ", ".join([*changed, "s elsewhere"]) if changed else "d = s"
 
 
 def _costs(rule: Rule) -> list[tuple[str, str]]:
