@@ -38,6 +38,9 @@ RULES = (
 TRAINER = ("accelerator", "callbacks", "devices", "logger", "max_epochs", "max_steps", "precision", "strategy")
 """Options of the Trainer that are given most often."""
 
+SHARPNESS = ("--probe_batches", "--mode", "--confident", "--adaptive", "--rho", "--output", "--weights_only")
+"""Options of ``lightning-same sharpness`` alone that are given most often."""
+
 
 def complete(study: argparse.ArgumentParser) -> None:
     """Print what the word may become, and end the process; nothing unless the shell has asked for it.
@@ -67,12 +70,19 @@ def _parser(study: argparse.ArgumentParser) -> argparse.ArgumentParser:
         own.add_argument("--two_pass.ascent", choices=["global", "local"])
         own.add_argument("--two_pass.accumulate", choices=["window", "micro_batch"])
         own.add_argument("--two_pass.nonfinite", choices=["propagate", "skip"])
-        own.add_argument("--test_after_fit", choices=["true", "false"])
+        for option in SHARPNESS if command == "sharpness" else ("--test_after_fit",):
+            own.add_argument(option)
     for command, its in {"plot": plot, "configs": configs, "doctor": doctor}.items():
         commands.add_parser(command, parents=[its.parser()], add_help=False)
+    _of(commands.choices["configs"], "name").completer = lambda **_: configs.all_names()  # type: ignore[attr-defined]
     own = commands.add_parser("study", parents=[study], add_help=False)
-    _offer(next(action for action in own._actions if action.dest == "config"), configs.names("study"))
+    _offer(_of(own, "config"), configs.names("study"))
     return parser
+
+
+def _of(parser: argparse.ArgumentParser, name: str) -> argparse.Action:
+    """The argument of this name."""
+    return next(action for action in parser._actions if action.dest == name)
 
 
 def _offer(action: argparse.Action, choices: list[str]) -> None:

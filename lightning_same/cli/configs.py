@@ -41,6 +41,11 @@ def names(kind: Kind) -> list[str]:
     return sorted(file.relative_to(own).with_suffix("").as_posix() for file in files)
 
 
+def all_names() -> list[str]:
+    """What ``lightning-same configs copy`` takes."""
+    return [*names("fit"), *(f"{STUDIES}/{each}" for each in names("study"))]
+
+
 def found(given: str, kind: Kind) -> Path | None:
     """The file of a configuration that comes with the package; None if there is none of this name.
 
@@ -124,7 +129,7 @@ def _about(file: Path) -> str:
 def _copy(name: str, target: Path) -> list[Path]:
     """Copy a configuration, and for a study the one that it builds on, under the same names."""
     kind: Kind = "study" if name.startswith(f"{STUDIES}/") else "fit"
-    known = [*names("fit"), *(f"{STUDIES}/{each}" for each in names("study"))]
+    known = all_names()
     if name not in known:
         # The name of a study is often given without its folder.
         close = [each for each in known if each == f"{STUDIES}/{name}"] or difflib.get_close_matches(name, known, n=1)

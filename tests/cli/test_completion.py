@@ -39,6 +39,8 @@ def offered(line: str, folder: Path) -> set[str]:
         ("lightning-same study --ra", {"--ray"}),
         ("lightning-same study --cpus", {"--cpus-per-run"}),
         ("lightning-same doctor --f", {"--full"}),
+        ("lightning-same sharpness --pro", {"--probe_batches"}),
+        ("lightning-same configs copy studies/rad", {"studies/radius", "studies/radius_clean"}),
         ("lightning-same ", {*COMMANDS, "-h", "--help"}),
     ],
 )
