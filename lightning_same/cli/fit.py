@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
@@ -163,7 +164,7 @@ class SAMCLI(LightningCLI):
         for option, asked, used in not_as_given(self.asked, self._config_of("model"), self.words):
             if option == "--model":
                 refuse(self.parser, f"--ckpt_path: the file's model is {used}, not {asked}.", f"Give --model {used}.")
-            say(f"{option} {asked} is not used: the model in the checkpoint file has {used}.")
+            rank_zero_only(say)(f"{option} {asked} is not used: the model in the checkpoint file has {used}.")
 
     def _config_of(self, name: str) -> Any:
         """What stands under a name in the configuration, at any time: Lightning keeps the subcommand's apart."""

@@ -61,10 +61,10 @@ def _configurations(words: Sequence[str]) -> list[str]:
 
 
 def _names_a_rule(configuration: str) -> bool:
-    """Whether the text of a configuration, or the file of this name, has an entry ``sam``."""
+    """Whether the text of a configuration, or the file of this name, has an entry ``sam`` that is not null."""
     path = found(configuration, "fit") or Path(configuration)
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:  # YAML itself, or what the parser has still to complain about
         text = configuration
-    return re.search(r"\bsam[\"']?\s*:", text) is not None
+    return re.search(r"\bsam[\"']?\s*:(?!\s*(null|~))", text) is not None

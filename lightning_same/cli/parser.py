@@ -1,8 +1,10 @@
 """The parser of the commands that take few options: what is wrong and what to do, in two lines, without the usage."""
 
 import argparse
+import itertools
 import re
-from typing import NoReturn
+import sys
+from typing import Any, NoReturn
 
 from typing_extensions import override
 
@@ -11,6 +13,16 @@ from lightning_same.cli.errors import WANTED, did_you_mean, two_lines
 
 class Parser(argparse.ArgumentParser):
     """Reports an error without the usage."""
+
+    @override
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        for word in itertools.takewhile("--".__ne__, words):
+            # argparse tells it last, and takes the value that follows for something else before.
+            name = word.partition("=")[0]
+            if name.startswith("--") and not any(option.startswith(name) for option in self._option_string_actions):
+                self.error(f"unrecognized arguments: {name}")
+        return super().parse_known_args(words, namespace)
 
     @override
     def error(self, message: str) -> NoReturn:

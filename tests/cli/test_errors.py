@@ -97,7 +97,7 @@ def test_what_is_missing_or_mistyped(
     assert len(lines) == 2
 
 
-@pytest.mark.parametrize("config", ["", "optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}"])
+@pytest.mark.parametrize("config", ["", "optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}", "sam: null"])
 @pytest.mark.parametrize("argument", ["--sam.rho=0.1", "--sam.ckpt=1"])
 def test_an_argument_of_no_rule(capsys: pytest.CaptureFixture[str], argument: str, config: str) -> None:
     Path("mine.yaml").write_text(config)

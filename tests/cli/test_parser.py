@@ -18,6 +18,7 @@ from lightning_same.cli.plot import main as plot
         (plot, [".", "--metric"], "--metric needs a value.", "--help"),
         (plot, [".", "--interval", "x"], "--interval must be seconds > 0, got x.", ""),
         (plot, [".", "--interval"], "--interval needs a value.", "--help"),
+        (configs, ["--too", "here"], "there is no option --too.", "Did you mean --to?"),
         (configs, ["cpy"], "command must be copy, got 'cpy'.", "Did you mean copy?"),
         (doctor, ["more"], "'more' is not expected here.", "--help"),
         (doctor, ["--out"], "--out needs a value.", "--help"),
