@@ -27,9 +27,16 @@ def check_that_it_is_a_file(path: str) -> None:
         raise UserError(f"--ckpt_path: {path} is a folder.", "Name the file in it, such as epoch=2-step=24.ckpt.")
     if not file.exists():
         raise UserError(f"--ckpt_path: there is no file {path}.", NAMED_BY_FIT)
+    if not file.is_file():  # Reading a FIFO would wait forever.
+        raise UserError(f"--ckpt_path: {path} is not a regular file.", NAMED_BY_FIT)
+    try:
+        with file.open("rb") as opened:
+            first = opened.read(1)
+    except OSError as error:
+        raise UserError(f"--ckpt_path: {path} cannot be read: {error.strerror}.", NAMED_BY_FIT) from error
     # torch writes zip archives, and before version 1.6 wrote bare pickles, of protocol 2.
-    if not zipfile.is_zipfile(file) and file.open("rb").read(1) != b"\x80":
-        what = "is empty" if file.stat().st_size == 0 else "is no checkpoint file, or not a whole one"
+    if first != b"\x80" and not zipfile.is_zipfile(file):
+        what = "is no checkpoint file, or not a whole one" if first else "is empty"
         raise UserError(f"--ckpt_path: {path} {what}.", NAMED_BY_FIT)
 
 

@@ -150,18 +150,18 @@ class SAMCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         words = sys.argv[1:] if args is None else args
-        self.words = [str(word) for word in words] if isinstance(words, list) else []
-        argument = argument_of_no_rule(self.words)
+        self._words = [str(word) for word in words] if isinstance(words, list) else []
+        argument = argument_of_no_rule(self._words)
         if argument:
-            to_do = f"Name it by --sam, such as --sam SAM {argument} {value_of(argument, self.words)}."
+            to_do = f"Name it by --sam, such as --sam SAM {argument} {value_of(argument, self._words)}."
             refuse(parser, f"{argument} is an argument of a rule, and no rule is named.", to_do)
         super().parse_arguments(parser, args)
-        self.asked = self._config_of("model")
+        self._asked = self._config_of("model")
 
     @override
     def before_instantiate_classes(self) -> None:
         """Tell where the checkpoint file's model is not the one that was given: Lightning takes the file's."""
-        for option, asked, used in not_as_given(self.asked, self._config_of("model"), self.words):
+        for option, asked, used in not_as_given(self._asked, self._config_of("model"), self._words):
             if option == "--model":
                 refuse(self.parser, f"--ckpt_path: the file's model is {used}, not {asked}.", f"Give --model {used}.")
             rank_zero_only(say)(f"{option} {asked} is not used: the model in the checkpoint file has {used}.")

@@ -73,6 +73,7 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> list[str]:
         ("cut.ckpt", "cut.ckpt is no checkpoint file, or not a whole one.", "A fit says at its end"),
         ("empty.ckpt", "empty.ckpt is empty.", "A fit says at its end"),
         ("folder", "folder is a folder.", "Name the file in it"),
+        ("/dev/null", "/dev/null is not a regular file.", "A fit says at its end"),
         ("pickled.ckpt", "pickled.ckpt holds more than weights", "weights_only"),
         ("list.ckpt", "list.ckpt ", "A fit says at its end"),
     ],
