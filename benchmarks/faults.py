@@ -7,6 +7,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ EXAMPLES = "tests/test_doctests.py"
 SEVERAL = {
     "lightning_same/gradients/grads.py": ["tests/gradients/test_partial_grads.py"],
     "lightning_same/gradients/sharding.py": ["tests/trainer/test_fsdp2_ways.py"],
+    "lightning_same/two_pass/fit.py": ["tests/trainer/test_fsdp2_ways.py"],
 }
 """Tests on several processes, for a file's faults that no test on one process finds: they take a minute and more."""
 
@@ -96,30 +98,41 @@ class Fault(NamedTuple):
             paths += sorted(place.rglob("*.py")) if place.is_dir() else [place]
         return checksum(*(path for path in paths if path.exists()))
 
-    def is_known(self, known: dict[str, Any]) -> bool:
-        """Whether the outcome of an earlier run still stands; a survivor's that is no fault always does."""
-        if not known:
-            return False
-        same = known["outcome"] == "survived" and self.name in equivalent()
-        return same or known["state"] == self.state(known["by"])
+    def is_known(self, known: dict[str, Any], again: bool = False) -> bool:
+        """Whether the outcome of an earlier run still stands; a survivor's that is no fault always does.
 
-    def reached_by(self, reached: dict[str, dict[str, Any]], cases: int) -> list[str]:
-        """Of the tests, those that call the function in which the fault is; all, if it is in none. Quick ones first.
+        Args:
+            known: the outcome; empty if there was no run.
+            again: whether other survivors are to be tried again, whatever has changed.
+        """
+        survived = known.get("outcome") == "survived"
+        if survived and self.name in equivalent():
+            return True
+        return bool(known) and not (survived and again) and known["state"] == self.state(known["by"])
+
+    def reached_by(self, reached: dict[str, dict[str, Any]], cases: int, seconds: float) -> list[str]:
+        """Of the tests, those that call the function in which the fault is, quick ones first.
+
+        All, if it is in none, or in one that is newer than what is known of the tests.
 
         Args:
             reached: of each test, what it calls and how long it takes.
             cases: of a test with more parameters than that, so many are drawn.
+            seconds: of CPU that all may take; the slowest are left out.
         """
         last = self.line + self.before.count("\n")
         function = reach.around((ROOT / self.file).read_text(), self.line, last)
-        calls = {f"{self.file}:{function}", reach.EVERYTHING}
+        name = f"{self.file}:{function}"
+        calling = [test for test, known in reached.items() if name in known["calls"]]
+        everything = [test for test, known in reached.items() if reach.EVERYTHING in known["calls"]]
         by_name: dict[str, list[str]] = {}
-        for test, known in reached.items():
-            if function is None or calls & set(known["calls"]):
-                by_name.setdefault(test.partition("[")[0], []).append(test)
+        for test in [*calling, *everything] if calling else reached:
+            by_name.setdefault(test.partition("[")[0], []).append(test)
         draws = random.Random(0)  # The same for each fault.
         some = [test for tests in by_name.values() for test in draws.sample(tests, min(cases, len(tests)))]
-        return sorted(some, key=lambda test: reached[test]["seconds"])
+        some.sort(key=lambda test: reached[test]["seconds"])
+        spent = accumulate(reached[test]["seconds"] for test in some)
+        return [test for test, so_far in zip(some, spent, strict=True) if so_far <= seconds]
 
 
 def name_of(file: str, before: str, after: str, place: int = 1) -> str:

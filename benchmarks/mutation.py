@@ -13,7 +13,7 @@ that are no faults, for nothing that anybody can observe differs, are in ``equiv
 The tree is copied, and faults are put into the copy. One process imports torch, Lightning and what else takes long, and
 is forked for each fault: then a fault that is found at once takes a second or two. Before, the tests run once to learn
 which functions each of them calls (`reach.py`): a fault inside a function is tried with the tests that call it, the
-quickest first, of one with many parameters some (``--cases``).
+quickest first, as far as ``--seconds`` go, and of one with many parameters some (``--cases``).
 
 A fault is found by a test that fails twice, the second time alone: not by one that fails now and then. One that makes
 the tests hang is found, too: they compute for many times as long as without it, or not at all for `IDLE` seconds. Time
@@ -51,7 +51,8 @@ def run(package: str, options: argparse.Namespace) -> None:
     left = [
         fault
         for fault in faults
-        if not fault.is_known(known.get(fault.name, {})) and re.search(options.only, f"{fault.name} {fault.promise}")
+        if not fault.is_known(known.get(fault.name, {}), options.again)
+        and re.search(options.only, f"{fault.name} {fault.promise}")
     ]
     # What was found before comes last.
     left.sort(key=lambda fault: known.get(fault.name, {}).get("outcome") == "found")
@@ -65,7 +66,7 @@ def run(package: str, options: argparse.Namespace) -> None:
         for fault in left:
             outcome, by, seconds = "survived", "", 0.0
             if package != "planted":
-                tests = fault.reached_by(reached, options.cases)
+                tests = fault.reached_by(reached, options.cases, options.seconds)
                 limit = 60 + options.slowness * sum(reached[test]["seconds"] for test in tests)
                 outcome, by, seconds = copy.try_out(fault, tests, limit, reached)
             several = fault.tests if package == "planted" else fault.several if options.several else ()
@@ -114,7 +115,7 @@ def report() -> None:
                 str(len(same)),
                 str(real - found),
                 f"{100 * found / max(1, real):.0f}%",
-                f"{100 * low:.0f}% to {100 * high:.0f}%" if content["of"] else "",
+                "" if package == "planted" else f"{100 * low:.0f}% to {100 * high:.0f}%",
             )
         )
     figures.write_table("mutation", rows, HEAD)
@@ -138,6 +139,8 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=30, help="faults of each package")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--cases", type=int, default=12, help="of each test that has more parameters than that")
+    parser.add_argument("--seconds", type=float, default=60, help="of CPU for the tests of a fault, the quickest first")
+    parser.add_argument("--again", action="store_true", help="try survivors again, for which there is more to run now")
     parser.add_argument("--several", action="store_true", help="try survivors with tests on several processes, too")
     parser.add_argument("--slowness", type=float, default=20, help="times the CPU time of the tests, until a hang")
     parser.add_argument("--only", default="", metavar="PATTERN", help="try those alone whose code or promise holds it")

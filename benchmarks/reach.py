@@ -6,6 +6,7 @@ what it has learned of a file of tests until that file changes.
 
 import ast
 import builtins
+import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ NOTES = "functions_that_were_called"
 """The name of a set among the builtins, so that the noted code needs no import."""
 
 EVERYTHING = "*"
-"""In place of a function, of a test that does not pass on code with notes."""
+"""In place of a function, of a test that does not pass on code with notes, or that starts programs, which note nothing
+here."""
 
 
 def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
@@ -40,12 +42,16 @@ def with_notes(code: str, file: str) -> str:
 
 
 def around(code: str, start: int, stop: int) -> str | None:
-    """The innermost function that holds lines of a module, its decorators included; None outside of all."""
+    """The innermost function that holds lines of a module, its decorators included.
+
+    None outside of all, and in a function that is called once for all tests, for it keeps what it has returned.
+    """
     found = None
     for name, node in functions(ast.parse(code)):
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         if first <= start and stop <= (node.end_lineno or 0):
-            found = name
+            cached = any("cache" in ast.unparse(decorator) for decorator in node.decorator_list)
+            found = None if cached else name
     return found
 
 
@@ -68,7 +74,10 @@ class Notes:
         called = getattr(builtins, NOTES)
         before = set(called)
         called.clear()
+        programs = os.times().children_user
         result = yield
+        if os.times().children_user > programs:
+            called.add(EVERYTHING)
         if fixturedef.scope != "function":
             self.shared |= called
         called |= before
@@ -78,8 +87,10 @@ class Notes:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         called = getattr(builtins, NOTES)
         called.clear()
-        start = time.process_time()
+        start, programs = time.process_time(), os.times().children_user
         result = yield
+        if os.times().children_user > programs:
+            called.add(EVERYTHING)
         self.tests[item.nodeid] = {
             "calls": sorted(called | self.shared),
             "seconds": round(time.process_time() - start, 2),

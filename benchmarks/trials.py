@@ -1,8 +1,6 @@
 """A copy of the tree in which `benchmarks/mutation.py` tries faults, and the processes that run the tests there."""
 
-import ast
 import contextlib
-import hashlib
 import importlib
 import json
 import os
@@ -122,8 +120,7 @@ class Copy:
     def reached(self, files: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Of each test of these files, which functions it calls and how long it takes; kept by file in `REACHED`."""
         known = known_reached()
-        names = self.functions()
-        states = {file: checksum(self.root / file) + names for file in files}
+        states = {file: checksum(self.root / file) for file in files}
         left = [file for file in files if known.get(file, {}).get("state") != states[file]]
         sources = {path: path.read_text() for path in sorted((self.root / "lightning_same").rglob("*.py"))}
         for file in left:
@@ -147,15 +144,6 @@ class Copy:
             print(f"{len(found['tests']):4} tests of {file}", flush=True)
         known = known_reached()
         return {test: seen for file in files for test, seen in known[file]["tests"].items()}
-
-    def functions(self) -> str:
-        """A checksum of the names of all functions: what the tests call is learned anew when there are others."""
-        names = [
-            f"{path.relative_to(self.root)}:{name}"
-            for path in sorted((self.root / "lightning_same").rglob("*.py"))
-            for name, _ in reach.functions(ast.parse(path.read_text()))
-        ]
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
     def tests(
         self, tests: Sequence[str], limit: float, plugins: list[Any], *, notes: bool = False

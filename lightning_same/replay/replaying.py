@@ -1,8 +1,7 @@
 """Whether the forward that runs now is a repeated one."""
 
-from contextlib import AbstractContextManager
-
-from typing_extensions import override
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _depth = 0
 
@@ -20,21 +19,12 @@ def replaying() -> bool:
     return _depth > 0
 
 
-class _Replay(AbstractContextManager[None]):
-    @override
-    def __enter__(self) -> None:
-        global _depth
-        _depth += 1
-
-    @override
-    def __exit__(self, *error: object) -> None:
-        global _depth
-        _depth -= 1
-
-
-_REPLAY = _Replay()
-
-
-def as_replay() -> AbstractContextManager[None]:
+@contextmanager
+def as_replay() -> Iterator[None]:
     """Forwards in this context are repeated ones."""
-    return _REPLAY
+    global _depth
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1

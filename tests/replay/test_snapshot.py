@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
-from support.fits import differences
+from support.fits import differences, trainer
 from torch import nn
 
-from lightning_same.replay.inventory import LENGTH_LIMIT
-from lightning_same.replay.snapshot import Snapshot
+from lightning_same.replay.snapshot import LENGTH_LIMIT, Snapshot
 
 
 class Stateful(pl.LightningModule):
@@ -232,3 +231,29 @@ def test_history_of_results_is_not_copied() -> None:
     start.restore()
     assert module.last.grad_fn is not None
     assert torch.equal(module.last, changed)
+
+
+def test_a_module_outside_of_the_tree_that_shares_a_part_with_it_hides_no_other() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shared, self.last = (nn.BatchNorm1d(3) for _ in range(3))
+            self.unregistered = [nn.Sequential(nn.BatchNorm1d(3), self.shared, nn.BatchNorm1d(3))]
+
+    net = Net()
+    snapshot = Snapshot(net)
+    parts = [net.first, net.last, *net.unregistered[0]]
+    for part in parts:
+        part(torch.randn(4, 3))
+    snapshot.restore()
+    for part in parts:
+        assert part.num_batches_tracked == 0
+        assert not part.running_mean.any()
+
+
+def test_what_belongs_to_the_trainer_is_left_alone() -> None:
+    module, made = Stateful(), trainer()
+    snapshot = Snapshot(module)
+    module.trainer = made
+    snapshot.restore()
+    assert module.trainer is made

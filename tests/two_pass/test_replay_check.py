@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from support.fits import differences, fit, observed_fit
+from support.fits import differences, fit, observed_fit, weights
 from support.nets import Everything, Plain, TwoOptimizers, build
 from support.ranks import Ranks
 from support.real_modules import REAL
 from torch import Tensor, nn
 
 import lightning_same
-from lightning_same import SAM, CheckpointFractionMonitor, ReplayCheck, Rule, with_sam
+from lightning_same import SAM, CheckpointFractionMonitor, GradientNormPenalty, ReplayCheck, Rule, with_sam
 
 
 class Environment:
@@ -209,6 +210,26 @@ def test_it_is_made_once_in_a_fit_and_can_be_turned_off() -> None:
         module.layers.register_forward_hook(lambda *_, m=module, s=seen: s.append(m.sam_pass))
         fit(module)
         assert seen.count(2) == passes
+
+
+def test_g_is_that_of_pass_one_though_the_replay_has_another() -> None:
+    """By a rule whose d is g."""
+    steps = []
+
+    class Grows(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            steps.append(batch_idx)
+            return super().training_step(batch, batch_idx) * len(steps)
+
+    found = []
+    for check in (True, False):
+        steps.clear()
+        module = with_sam(build(Grows), GradientNormPenalty(0.1, alpha=0.0), check_replay=check)
+        with nullcontext() if not check else pytest.warns(UserWarning, match="does not do the same"):
+            fit(module, max_epochs=1, limit_train_batches=1)
+        found.append(weights(module))
+        assert len(steps) == 2 + 2 * check
+    assert all(map(torch.equal, *found))
 
 
 def test_manual_optimization_is_checked_too() -> None:
