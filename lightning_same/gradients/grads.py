@@ -1,10 +1,12 @@
 """Reading and writing ``.grad`` of many parameters."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from lightning_same.gradients.sharding import any_sharded
 
 
 def set_grads(grads: Mapping[Tensor, Tensor | None]) -> None:
@@ -23,7 +25,7 @@ def set_grads(grads: Mapping[Tensor, Tensor | None]) -> None:
         param.grad = grad
 
 
-def add_partial_grads(params: Iterable[Tensor]) -> None:
+def add_partial_grads(params: Sequence[Tensor]) -> None:
     """Add up gradients that tensor parallelism has left as summands on several processes.
 
     ``.grad`` of each `DTensor` parameter gets the parameter's own placement.
@@ -31,6 +33,8 @@ def add_partial_grads(params: Iterable[Tensor]) -> None:
     Args:
         params: any parameters; plain tensors are left alone.
     """
+    if not any_sharded(params):
+        return
     for param in params:
         grad = param.grad
         if isinstance(param, DTensor) and isinstance(grad, DTensor) and grad.placements != param.placements:

@@ -65,7 +65,7 @@
   const room = (chart, names, total) =>
     total < 420 ? 0 : Math.min(170, 26 + 7 * Math.max(0, ...names.map((name) => name.length)));
 
-  const ticks = (axis) => ({ title: axis.title, format: axis.percent ? "~%" : undefined, grid: !axis.plain });
+  const ticks = (axis) => ({ title: axis.title, format: axis.percent ? "~%" : undefined, labelSeparation: 8, grid: !axis.plain });
 
   function extent(values, axis) {
     let [low, high] = [Math.min(...values), Math.max(...values)];

@@ -1,12 +1,15 @@
 """Copies of parameters that are not trained, which the micro-batches of one step share."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
-from lightning_same.gradients.sharding import any_sharded, local
-from lightning_same.replay.tensor_copies import TensorCopies
+from lightning_same.gradients.sharding import any_sharded, local, locals_of
+from lightning_same.replay.tensor_copies import TensorCopies, addresses_of
+
+_version_of = attrgetter("_version")
 
 
 class FrozenCopies:
@@ -19,7 +22,7 @@ class FrozenCopies:
 
     def __init__(self) -> None:
         self._params: Sequence[Tensor] = ()
-        self._marks: list[tuple[int, ...]] = []
+        self._marks: tuple[list[int], ...] = ()
         self._latest: TensorCopies | None = None
         self._has_compared = False
         self._counters_suffice: bool | None = None
@@ -40,7 +43,7 @@ class FrozenCopies:
         """A step is over: the next one begins with new copies."""
         if self._has_compared and self._counters_suffice is None:
             self._counters_suffice = True
-        self._params, self._marks, self._latest = (), [], None
+        self._params, self._marks, self._latest = (), (), None
 
     def _were_written(self, latest: TensorCopies) -> bool:
         """Whether the values have changed, though their version counters have not."""
@@ -53,14 +56,11 @@ class FrozenCopies:
         return self._counters_suffice is False
 
 
-def marks_of(params: Sequence[Tensor]) -> list[tuple[int, ...]]:
+def marks_of(params: Sequence[Tensor]) -> tuple[list[int], ...]:
     """What changes when a tensor, or this process's part of it, is written to, or when ``.data`` is replaced."""
+    marks = list(map(_version_of, params)), addresses_of(params)
     if not any_sharded(params):
-        return [(param._version, _address(param)) for param in params]
+        return marks
     # An operation on a sharded tensor counts at the tensor, one on the shard at the shard.
     with torch.no_grad():
-        return [(param._version, (shard := local(param))._version, _address(shard)) for param in params]
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)  # A sparse one has several.
+        return *marks, list(map(_version_of, locals_of(params)))

@@ -1,7 +1,8 @@
 """Whether the forward that runs now is a repeated one."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+
+from typing_extensions import override
 
 _depth = 0
 
@@ -19,12 +20,21 @@ def replaying() -> bool:
     return _depth > 0
 
 
-@contextmanager
-def as_replay() -> Iterator[None]:
-    """Forwards in this context are repeated ones."""
-    global _depth
-    _depth += 1
-    try:
-        yield
-    finally:
+class _Replay(AbstractContextManager[None]):
+    @override
+    def __enter__(self) -> None:
+        global _depth
+        _depth += 1
+
+    @override
+    def __exit__(self, *error: object) -> None:
+        global _depth
         _depth -= 1
+
+
+_REPLAY = _Replay()
+
+
+def as_replay() -> AbstractContextManager[None]:
+    """Forwards in this context are repeated ones."""
+    return _REPLAY

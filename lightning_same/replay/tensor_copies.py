@@ -1,93 +1,155 @@
 """Copies of many tensors, made and written back by a number of operations that does not grow with theirs."""
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_same.gradients.pieces import flattened
-from lightning_same.gradients.sharding import PLAIN, local, locals_of
+from lightning_same.gradients.sharding import PLAIN, any_sharded, locals_of
+
+STRIDED = frozenset({torch.strided})
+
+_layout_of = operator.attrgetter("layout")
 
 
-class TensorCopies:
-    """The values of tensors at one moment.
+Shape: TypeAlias = tuple[torch.Size, tuple[int, ...]]
+"""The shape and the strides of a tensor."""
 
-    Tensors of one dtype and device are copied into one block, by one operation; those that are sparse or have gaps, one
-    by one. Of sharded tensors, the elements on this process.
+
+class Group(NamedTuple):
+    """Tensors of one dtype and device, which are copied together; or one that is sparse or has gaps, by itself.
+
+    Attributes:
+        tensors: the tensors.
+        memory: where the values are, through ``.data``, which leaves version counters alone: as vectors, in the order
+            of the memory, so that channels_last keeps its own; of the one by itself, as it is.
+        shapes: those of each.
+    """
+
+    tensors: list[Tensor]
+    memory: list[Tensor]
+    shapes: list[Shape | None]
+
+
+class TensorGroups:
+    """Tensors in the groups in which they are copied. Of sharded tensors, the elements on this process.
 
     Args:
         tensors: any, each once.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []
-        tensors = list(tensors)
-        if not tensors:
-            return
-        groups: dict[tuple[torch.dtype, torch.device] | int, list[Tensor]] = {}
+        self.tensors = list(tensors)
+        self.addresses = addresses_of(self.tensors)
+        by_kind: dict[tuple[torch.dtype, torch.device], Group] = {}
+        self.groups: list[Group] = []
         with torch.no_grad():
-            for tensor, shard in zip(tensors, locals_of(tensors), strict=True):
-                dense = type(shard) in PLAIN and shard.layout == torch.strided and flattened(shard) is not None
-                groups.setdefault((shard.dtype, shard.device) if dense else id(tensor), []).append(tensor)
-            self._groups = [(group, _copies(locals_of(group))) for group in groups.values()]
+            shards = locals_of(self.tensors)
+        for tensor, shard in zip(self.tensors, shards, strict=True):
+            memory = shard.data
+            is_dense = type(shard) in PLAIN and shard.layout == torch.strided
+            vector = flattened(memory) if is_dense else None
+            if vector is None:
+                self.groups.append(Group([tensor], [memory], [None]))
+            else:
+                group = by_kind.setdefault((shard.dtype, shard.device), Group([], [], []))
+                group.tensors.append(tensor)
+                group.memory.extend(vector)
+                group.shapes.append((shard.shape, shard.stride()))
+        self.groups += by_kind.values()
+
+    def have_moved(self) -> bool:
+        """Whether the values of a tensor are in another place now, as by ``tensor.data = ...``."""
+        return addresses_of(self.tensors) != self.addresses
+
+
+class TensorCopies:
+    """The values of tensors at one moment.
+
+    Args:
+        tensors: any, each once; or their groups, if these are known and have not moved.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor] | TensorGroups) -> None:
+        self._of = tensors if isinstance(tensors, TensorGroups) else TensorGroups(tensors)
+        self._copies = [(group, _copies(group.memory)) for group in self._of.groups]
 
     @torch.no_grad()
     def differ(self) -> bool:
         """Whether a tensor has another value now. The host waits for the device."""
-        return any(
-            not torch.equal(local(tensor), copy)
-            for tensors, copies in self._groups
-            for tensor, copy in zip(tensors, copies, strict=True)
-        )
+        return not all(all(map(torch.equal, now, copies)) for now, copies in self._now_and_then())
 
+    @torch.no_grad()
     def restore(self) -> None:
         """Write the values back.
 
         Through ``.data``, which leaves version counters alone: a graph that the user keeps across the two passes stays
         usable, for once all is restored its saved tensors have the values they had.
         """
-        for tensors, copies in self._groups:  # Often there is none.
-            with torch.no_grad():
-                pairs = [
-                    (tensor.data, copy)
-                    for tensor, copy in zip(map(local, tensors), copies, strict=True)
-                    if _must_be_written(tensor, copy)
-                ]
-                if pairs:
-                    torch._foreach_copy_([tensor for tensor, _ in pairs], [copy for _, copy in pairs])
+        for now, copies in self._now_and_then():
+            if _compares(now[0]):
+                written = list(map(operator.not_, map(torch.equal, now, copies)))
+                now, copies = list(compress(now, written)), list(compress(copies, written))
+            if now:
+                torch._foreach_copy_(now, copies)
 
+    @torch.no_grad()
     def release(self, tensors: Iterable[Tensor]) -> None:
         """Write the values of some of them back for the last time, and hold those no longer."""
         released = {id(tensor) for tensor in tensors}
         kept = []
-        for group, copies in self._groups:
-            apart: tuple[list[tuple[Tensor, Tensor]], ...] = ([], [])
-            for tensor, copy in zip(group, copies, strict=True):
-                apart[id(tensor) in released].append((tensor, copy))
-            for tensor, copy in apart[True]:
-                tensor.data.copy_(copy)
-            if apart[False]:
-                kept.append(([tensor for tensor, _ in apart[False]], [copy for _, copy in apart[False]]))
-        self._groups = kept
+        for (group, copies), (now, values) in zip(self._copies, self._now_and_then(), strict=True):
+            keep = [id(tensor) not in released for tensor in group.tensors]
+            for memory, value, is_kept in zip(now, values, keep, strict=True):
+                if not is_kept:
+                    memory.copy_(value)
+            if any(keep):
+                rest = Group(
+                    list(compress(group.tensors, keep)),
+                    list(compress(group.memory, keep)),
+                    list(compress(group.shapes, keep)),
+                )
+                kept.append((rest, list(compress(copies, keep))))
+        self._copies = kept
+
+    def _now_and_then(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Of each group, where its values are now, and the copies."""
+        moved = bool(self._copies) and self._of.have_moved()
+        for group, copies in self._copies:
+            if moved:
+                yield [tensor.data for tensor in locals_of(group.tensors)], list(map(_shaped, copies, group.shapes))
+            else:
+                yield group.memory, copies
 
 
-def _copies(group: list[Tensor]) -> list[Tensor]:
-    if len(group) == 1:
-        return [group[0].detach().clone()]
-    if not any(map(Tensor.dim, group)):  # The counters of BatchNorm.
-        return list(torch.stack(group).unbind())
-    # As vectors, in the order of their memory: channels_last keeps its own.
-    flat = [vector for tensor in group for vector in flattened(tensor.detach()) or ()]
-    parts = torch.cat(flat).split_with_sizes([vector.numel() for vector in flat])
-    return [
-        part if tensor.dim() == 1 else part.as_strided(tensor.shape, tensor.stride(), part.storage_offset())
-        for part, tensor in zip(parts, group, strict=True)
-    ]
+def addresses_of(tensors: Sequence[Tensor]) -> list[int]:
+    """Where the values of tensors are. Sparse ones have several places: themselves."""
+    if any_sharded(tensors):
+        with torch.no_grad():
+            tensors = locals_of(tensors)
+    if STRIDED.issuperset(map(_layout_of, tensors)):
+        return list(map(Tensor.data_ptr, tensors))
+    return [tensor.data_ptr() if tensor.layout == torch.strided else id(tensor) for tensor in tensors]
 
 
-def _must_be_written(tensor: Tensor, copy: Tensor) -> bool:
-    """Whether to write the value back: on the CPU, where comparing is cheap, only if it differs.
+def _copies(memory: list[Tensor]) -> list[Tensor]:
+    if len(memory) == 1:
+        return [memory[0].clone()]
+    return list(torch.cat(memory).split_with_sizes(list(map(Tensor.numel, memory))))
+
+
+def _shaped(copy: Tensor, shape: Shape | None) -> Tensor:
+    """A copy in the shape of its tensor."""
+    return copy if shape is None else copy.as_strided(*shape, copy.storage_offset())
+
+
+def _compares(memory: Tensor) -> bool:
+    """Whether values are compared before they are written back: on the CPU, where that is cheap.
 
     What nobody wrote to may not be writable; a memory-mapped file is not.
     """
-    return tensor.device.type != "cpu" or tensor.layout != torch.strided or not torch.equal(tensor, copy)
+    return memory.device.type == "cpu" and memory.layout == torch.strided

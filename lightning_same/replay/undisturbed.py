@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_same.replay.frozen import FrozenCopies
+from lightning_same.replay.inventory import LatestInventory
 from lightning_same.replay.muting import muted
 from lightning_same.replay.replaying import as_replay
 from lightning_same.replay.snapshot import Snapshot
@@ -20,6 +21,7 @@ class ReplayState:
         trainer: the module's Trainer.
         module: the module.
         unheld: parameters that somebody else puts back.
+        latest: what was found in the module before.
         frozen: copies of parameters that are not trained, which are taken from there if they are still right.
     """
 
@@ -28,9 +30,10 @@ class ReplayState:
         trainer: pl.Trainer,
         module: pl.LightningModule,
         unheld: Sequence[Tensor] = (),
+        latest: LatestInventory | None = None,
         frozen: FrozenCopies | None = None,
     ) -> None:
-        self.module = Snapshot(module, unheld, module.device, frozen=frozen)
+        self.module = Snapshot(module, unheld, module.device, frozen=frozen, latest=latest)
         self.trainer = TrainerState(trainer)
 
     def restore(self) -> None:
@@ -47,7 +50,12 @@ class ReplayState:
 
 @contextmanager
 def undisturbed(
-    trainer: pl.Trainer, module: pl.LightningModule, unheld: Sequence[Tensor] = (), *, in_step: bool = False
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    unheld: Sequence[Tensor] = (),
+    latest: LatestInventory | None = None,
+    *,
+    in_step: bool = False,
 ) -> Iterator[Callable[[], None]]:
     """Whatever runs in this context leaves no trace.
 
@@ -59,14 +67,16 @@ def undisturbed(
         trainer: the module's Trainer.
         module: the module.
         unheld: parameters that somebody else puts back.
+        latest: what was found in the module before.
         in_step: whether all processes repeat the training step that they are in; see `muted`.
 
     Yields:
         A function that goes back to where the context began.
     """
-    with as_replay(), muted(trainer, module, in_step=in_step):
-        state = ReplayState(trainer, module, unheld)
-        try:
+    # Before anything is muted, for that adds attributes to the module.
+    state = ReplayState(trainer, module, unheld, latest)
+    try:
+        with as_replay(), muted(trainer, module, in_step=in_step):
             yield state.restore
-        finally:
-            state.restore()
+    finally:
+        state.restore()

@@ -115,9 +115,11 @@ class Rule(Settings):
             ValueError: if the rule keeps a state and there is no memory, or if it needs the length of the training.
         """
         at = at or Progress()
-        moving, along, radii = _moving(params, grads, self.radii(len(params), rho, at))
-        memory = self._memory(memory, moving).view(moving)
-        return perturbed_weights(moving, memory.scratch(), partial(self._move, moving, along, radii, at, memory))
+        radii = self.radii(len(params), rho, at)
+        if not all(radii):
+            params, grads, radii = _moving(params, grads, radii)
+        memory = self._memory(memory, params).view(params)
+        return perturbed_weights(params, memory.scratch(), partial(self._move, params, grads, radii, at, memory))
 
     @torch.no_grad()
     def combine_(

@@ -34,6 +34,11 @@ def reshard(modules: Iterable[nn.Module]) -> None:
             module.reshard()
 
 
+def sharded_modules(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Of modules, those whose parameters FSDP2 shards."""
+    return [module for module in modules if isinstance(module, FSDPModule)]
+
+
 def unsynchronized(strategy: Strategy) -> AbstractContextManager[None]:
     """Gradients of forwards in this context stay on their process."""
     return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()

@@ -7,11 +7,12 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_same.gradients.sharding import any_sharded
-from lightning_same.replay.snapshot import modules_of
+from lightning_same.replay.inventory import LatestInventory, modules_of
 from lightning_same.rules.base import Rule
 from lightning_same.rules.state import Memory
 from lightning_same.trainer.distributed import reshard
 from lightning_same.trainer.optimizers import trained
+from lightning_same.two_pass.options import TwoPassOptions
 
 
 class Fit:
@@ -27,15 +28,19 @@ class Fit:
         writes_weights: whether training steps write to trained weights; None before the first step that perturbs.
         is_radius_checked: whether it was seen that the gradient is finite at the first w + e.
         is_replay_checked: whether a replay of pass one has been compared with it.
+        inventory: what is in the module, for the snapshots of its state.
         checked: the last rule for which the module and the Trainer were checked.
+        checked_options: the last options that were checked with it.
     """
 
     def __init__(self, module: Any, trainer: pl.Trainer) -> None:
         self.module = module
         self.trainer = trainer
         self.memories = [Memory(trained(optimizer)) for optimizer in trainer.optimizers]
+        self.inventory = LatestInventory()
         self.skipped_steps = 0
         self.checked: Rule | None = module.sam
+        self.checked_options: TwoPassOptions | None = module.two_pass
         self.writes_weights: bool | None = None
         self.is_replay_checked = False
         self.is_radius_checked = False

@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_same.gradients.grads import add_partial_grads, fill_missing_grads, grads_of, set_grads
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.tensors import all_finite
-from lightning_same.replay.snapshot import modules_of, parameters_of
+from lightning_same.replay.inventory import modules_of, parameters_of
 from lightning_same.replay.tensor_copies import TensorCopies
 from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.base import Rule
@@ -57,8 +57,10 @@ def open_step(fit: Fit, index: int, count: int, total: int | None) -> "Step":
         return Step(fit, index, None, options, Progress(count))
     if fit.checked is not rule:  # The rule was set after the fit had begun.
         check_module(fit.module, fit.trainer)
-        fit.checked = rule
-    check_options(options, rule, type(fit.module).__name__)
+        fit.checked, fit.checked_options = rule, options
+    if fit.checked_options is not options:
+        check_options(options, rule, type(fit.module).__name__)
+        fit.checked_options = options
     check_trainable(fit.trainer.optimizers[index], type(fit.module).__name__)
     progress = Progress(count, fit.trainer.current_epoch, total, lr_ratio(fit.trainer.optimizers[index]))
     if not rule.timing.active(progress):
@@ -270,7 +272,7 @@ class TwoPassStep(Step):
         others = [param for param in parameters_of(modules) if param not in radii]
         average_is_there: Callable[[], None] = _nothing
         with (
-            undisturbed(self.trainer, self.module, self.fit.stepped_parameters(), in_step=True),
+            undisturbed(self.trainer, self.module, self.fit.stepped_parameters(), self.fit.inventory, in_step=True),
             self.weights_as_before(),
             self._unfrozen_as_before(params, release),
         ):
@@ -328,34 +330,28 @@ class TwoPassStep(Step):
         """Whether the gradients of pass one stay on their process."""
         return (self._options.ascent == "local" or self.by_micro_batch) and ddp_model(self.trainer) is not None
 
-    @contextmanager
-    def weights_as_before(self) -> Iterator[None]:
+    def weights_as_before(self) -> AbstractContextManager[object]:
         """The weights with which pass one began, if it has written to them; then what pass one has left."""
         assert self._weights is not None
         written = self._weights.were_written()
         if self.fit.writes_weights is None or (written and not self.fit.writes_weights):
             self.fit.writes_weights = written
         if not written:
-            yield
-        elif self._weights.copies is None:
+            return nullcontext()
+        if self._weights.copies is None:
             rank_zero_warn(
                 f"{type(self.module).__name__}.training_step has written to trained weights for the first time in this"
                 " fit. In this step pass two begins with what was written; from the next step on it begins where pass"
                 " one began."
             )
-            yield
-        else:
-            left = TensorCopies(self.fit.stepped_parameters())
-            self._weights.copies.restore()
-            try:
-                yield
-            finally:
-                left.restore()
+            return nullcontext()
+        left = TensorCopies(self.fit.stepped_parameters())
+        self._weights.copies.restore()
+        return _restored(left)
 
-    @contextmanager
     def _unfrozen_as_before(
         self, params: Sequence[Tensor], release: Callable[[Sequence[Tensor]], None]
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[object]:
         """Weights that pass one has unfrozen, as it found them; then as it has left them.
 
         Pass two moves them with the others, so the state before pass one must not hold them any more.
@@ -364,14 +360,10 @@ class TwoPassStep(Step):
         known = {id(param) for param in self._weights.params}
         unfrozen = [param for param in params if id(param) not in known]
         if not unfrozen:
-            yield
-            return
+            return nullcontext()
         left = TensorCopies(unfrozen)
         release(unfrozen)
-        try:
-            yield
-        finally:
-            left.restore()
+        return _restored(left)
 
     def _unscaled(self, grads: list[Tensor]) -> list[Tensor]:
         """g of the loss itself, for rules to which its size matters. Never by the scaler, which unscales once."""
@@ -399,6 +391,15 @@ class TwoPassStep(Step):
     def _observes(self, callback: Callback) -> bool:
         wants = getattr(callback, "wants_two_pass_gradients", None)
         return hasattr(callback, "on_two_pass_gradients") and (wants is None or wants(self.trainer))
+
+
+@contextmanager
+def _restored(copies: TensorCopies) -> Iterator[None]:
+    """When the context ends, the values are put back."""
+    try:
+        yield
+    finally:
+        copies.restore()
 
 
 def _nothing() -> None:

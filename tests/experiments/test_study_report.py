@@ -12,8 +12,9 @@ from support.planted import EPOCHS, report_on, run_of, same, study_of, write_run
 
 from lightning_same.experiments.study.figures import curve_pictures
 from lightning_same.experiments.study.plan import StudyError
-from lightning_same.experiments.study.report import write_report
+from lightning_same.experiments.study.report import _in_short, write_report
 from lightning_same.experiments.study.results import epochs, read_results
+from lightning_same.experiments.study.tables import difference
 
 
 def test_rows_between_two_epochs_belong_to_the_one_that_they_lead_to() -> None:
@@ -272,3 +273,17 @@ def test_the_page_shows_the_setting_of_the_most_methods_first(tmp_path: Path) ->
     report_on(tmp_path, runs)
     options = re.findall(r"<option([^>]*)>(rho [\d.]+)", (tmp_path / "report.html").read_text())
     assert options == [(" selected", "rho 0.1"), ("", "rho 0.2"), ("", "rho 0.3")]
+
+
+def test_the_short_lists_name_a_reference_only_where_there_are_several() -> None:
+    """SGD has no radius, so that it stands beside SAM at every one."""
+    rows = [("SGD", "SAM (rho 0.1)"), ("SGD", "SAM (rho 0.2)"), ("SAME 1 (rho 0.1)", "SAM (rho 0.1)")]
+    claims = pd.DataFrame(rows, columns=["variant", "reference"]).assign(phase="late", claim="", verdict="harm")
+    assert _in_short(claims) == (
+        "- **harm**: SGD / SAM (rho 0.1) (late), SGD / SAM (rho 0.2) (late), SAME 1 (rho 0.1) (late)"
+    )
+
+
+def test_a_difference_that_is_rounded_to_nothing_has_no_minus() -> None:
+    row = pd.Series({"training": -0.0004, "training_low": -0.03, "training_high": -0.0003})
+    assert difference(row, "training") == "+0.0 [-3.0, +0.0]"

@@ -13,7 +13,8 @@ import torchmetrics
 from support.fits import differences, trainer
 from torch import nn
 
-from lightning_same.replay.snapshot import LENGTH_LIMIT, Snapshot
+from lightning_same.replay.inventory import LENGTH_LIMIT
+from lightning_same.replay.snapshot import Snapshot
 
 
 class Stateful(pl.LightningModule):

@@ -3,16 +3,14 @@
 ``PYTHONPATH=tests:benchmarks python -m support.launches_page`` writes ``launches.json`` and ``replay_host.json`` in
 ``benchmarks/results/``, and the tables in ``docs/benchmarks.md``.
 
-Both are measured in fits on torch's meta device, whose tensors have a shape and no values. So everything takes the way
-of accelerators, reading a value is an error, and the time is the host's alone: no memory is read or written.
-
-- Operations: those that a step dispatches, less those of a plain step that takes as many passes. Views are no
-  operations. One on a list of tensors counts once where a GPU's kernel takes the whole list, and once for each tensor
-  where it does not: for mixed dtypes, and for tensors that lie unlike.
+- Operations: in fits on torch's meta device, whose tensors have a shape and no values. So everything takes the way of
+  accelerators, and reading a value is an error. Counted are those that a step dispatches, less those of a plain step
+  that takes as many passes. Views are no operations. One on a list of tensors counts once where a GPU's kernel takes
+  the whole list, and once for each tensor where it does not: for mixed dtypes, and for tensors that lie unlike.
 - Host time: CPU time of the process within the functions that copy the batch, take the state and put it back, those
-  that look whether weights were written among them; the sum over a step, and its median over the steps. Torch copies a
-  list on the meta device tensor by tensor, and on a GPU by few kernels: beside the figure stands the part of it that is
-  not in these copies.
+  that look whether weights were written among them; the sum over a step, and its median over the steps. ResNet-50's
+  modules with tensors of one element each, on the CPU, so that operations take the time of their call; each step writes
+  to all buffers. Values are put back without being compared, as on accelerators.
 """
 
 import argparse
@@ -20,23 +18,27 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
+import lightning.pytorch as pl
 import torch
 from figures import system, threads_of, write
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchvision.models import resnet50
 
-from lightning_same import AESAM, SAM
+from lightning_same import AESAM, SAM, with_sam
+from lightning_same.replay import tensor_copies
 from lightning_same.replay.undisturbed import ReplayState
 from lightning_same.rules.timing import EveryStep
 from lightning_same.two_pass import routes
 from lightning_same.two_pass.written_weights import WeightsBefore
 from support.counting import ALL_RULES
-from support.launches import KINDS, Images, beyond_passes, fit, launched
+from support.launches import KINDS, Images, beyond_passes, launched
 
 LIMIT = 60
 """Operations a step beyond its passes."""
@@ -54,49 +56,62 @@ def most_operations(rule: Any, kind: str, plain: Any) -> int:
     return max(names.total() for _, names in beyond_passes(steps, plain))
 
 
+class OneElement(pl.LightningModule):
+    """A network whose tensors have one element each; its training step reads all weights and writes to all buffers."""
+
+    def __init__(self, make: Callable[[], nn.Module], steps: int) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.net = make()
+        self.steps = steps
+        for module in self.net.modules():
+            for name, param in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.ones([1] * param.dim())))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.ones([1] * buffer.dim(), dtype=buffer.dtype))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        torch._foreach_add_(list(self.net.buffers()), 1)
+        return torch.stack([param.sum() for param in self.net.parameters()]).sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader([torch.zeros(1)] * self.steps, batch_size=None)
+
+
 class Steps(Callback):
     """Sums up the time of the functions that it watches, for each step.
 
     Attributes:
-        spent: seconds, by step: all, and those in copies of lists of tensors.
+        spent: seconds, by step.
     """
 
     def __init__(self) -> None:
-        self.spent: list[tuple[float, float]] = []
-        self._inside = self._all = self._copies = 0.0
+        self.spent: list[float] = []
+        self._now = 0.0
 
     def on_train_batch_start(self, *args: Any) -> None:
-        self._all = self._copies = 0.0
+        self._now = 0.0
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.spent.append((self._all, self._copies))
+        self.spent.append(self._now)
 
     def watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            start, self._inside = time.process_time(), self._inside + 1
+            start = time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                self._inside -= 1
-                self._all += time.process_time() - start
-
-        return call
-
-    def copied(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            start = time.process_time()
-            try:
-                return function(*args)
-            finally:
-                if self._inside:
-                    self._copies += time.process_time() - start
+                self._now += time.process_time() - start
 
         return call
 
 
-@contextmanager
-def watching(steps: Steps) -> Iterator[None]:
-    """Watch what the replay does beside the passes."""
+def host_milliseconds(make: Callable[[], nn.Module], steps: int = 300) -> float:
+    """CPU time of the replay in a SAM step."""
+    watch = Steps()
     with ExitStack() as stack:
         for owner, name in (
             (ReplayState, "__init__"),
@@ -105,20 +120,18 @@ def watching(steps: Steps) -> Iterator[None]:
             (WeightsBefore, "were_written"),
             (routes, "copy_of"),
         ):
-            stack.enter_context(patch.object(owner, name, steps.watched(getattr(owner, name))))
-        stack.enter_context(patch.object(torch, "_foreach_copy_", steps.copied(torch._foreach_copy_)))
-        yield
-
-
-def host_milliseconds(make: Callable[[], torch.nn.Module]) -> tuple[float, float]:
-    """CPU time of the replay in a SAM step: all, and beside the copies of lists."""
-    steps = Steps()
-    # No value is there to be compared: the first step finds the weights as they were.
-    with watching(steps), patch.object(torch, "equal", lambda *tensors: True):
-        fit(Images(make, size=64, steps=30), SAM(), "32-true", [steps])
-    everything, copies = zip(*steps.spent[5:], strict=True)
-    rest = [one - other for one, other in zip(everything, copies, strict=True)]
-    return 1e3 * statistics.median(everything), 1e3 * statistics.median(rest)
+            stack.enter_context(patch.object(owner, name, watch.watched(getattr(owner, name))))
+        stack.enter_context(patch.object(tensor_copies, "_compares", lambda memory: False))
+        pl.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[watch],
+        ).fit(with_sam(OneElement(make, steps), SAM()))
+    return 1e3 * statistics.median(watch.spent[20:])
 
 
 def main() -> None:
@@ -128,7 +141,7 @@ def main() -> None:
     threads = threads_of(parser.parse_args())
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    everything, rest = host_milliseconds(resnet50)
+    milliseconds = host_milliseconds(resnet50)
     operations: dict[str, dict[str, int]] = {type(rule).__name__: {} for rule in ALL_RULES}
     for kind, (precision, memory_format) in KINDS.items():
         plain = {
@@ -142,10 +155,10 @@ def main() -> None:
     table = [[name, *map(str, row.values())] for name, row in operations.items()]
     table.append([f"goal: {goal}", *[""] * len(KINDS)])
     write("launches", {**where, "operations": operations}, table, ["rule", *KINDS])
-    met = "met" if everything <= MILLISECONDS else "**missed**"
-    rows = [["all", f"{everything:.2f}", f"{MILLISECONDS:g} {met}"], ["beside copies of lists", f"{rest:.2f}", ""]]
-    result = {**where, "milliseconds": everything, "beside copies of lists": rest}
-    write("replay_host", result, rows, ["replay of ResNet-50, CPU time of the host", "ms a step", "goal"])
+    met = "met" if milliseconds <= MILLISECONDS else "**missed**"
+    rows = [["SAM", f"{milliseconds:.2f}", f"{MILLISECONDS:g} {met}"]]
+    headings = ["replay of ResNet-50, CPU time of the host", "ms a step", "goal"]
+    write("replay_host", {**where, "milliseconds": milliseconds}, rows, headings)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def _claims(study: Study, found: Analysis, several: bool) -> list[str]:
     if not len(found.claims):
         return [*body, f"No pair of runs is finished that could be compared with {study.reference}."]
     body += [
-        _in_short(found.claims, several),
+        _in_short(found.claims),
         f"Differences to {study.reference} in percentage points, with their 95% intervals. *Seeds needed* is the number"
         f" that would show a difference of {100 * study.delta:g} points, or that there is none, in 80% of studies,"
         " before the correction:",
@@ -327,14 +327,16 @@ def _shown(pictures: Sequence[Picture]) -> str:
     return "\n".join(f"![{escaped(picture.caption)}](figures/{picture.name}.svg)" for picture in pictures)
 
 
-def _in_short(claims: pd.DataFrame, several: bool) -> str:
+def _in_short(claims: pd.DataFrame) -> str:
+    """What was shown of which variant; the reference is named where a variant stands beside several."""
+    several = claims.groupby("variant")["reference"].transform("nunique") > 1
+    names = claims["variant"] + (" / " + claims["reference"]).where(several, "") + " (" + claims["phase"] + ")"
     lines = []
     for column, words in ("claim", ("confirmed", "refuted", "open")), ("verdict", tuple(claims["verdict"].unique())):
         for word in words:
-            rows = claims[claims[column] == word]
-            if len(rows) and not (column == "verdict" and word == "open"):
-                names = rows["variant"] + (" / " + rows["reference"] if several else "") + " (" + rows["phase"] + ")"
-                lines.append(f"- {'Claims ' if column == 'claim' else ''}**{word}**: {', '.join(names)}")
+            found = names[claims[column] == word]
+            if len(found) and not (column == "verdict" and word == "open"):
+                lines.append(f"- {'Claims ' if column == 'claim' else ''}**{word}**: {', '.join(found)}")
     return "\n".join(lines)
 
 

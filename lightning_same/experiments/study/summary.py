@@ -72,7 +72,7 @@ def _over(rows: Sequence[pd.Series], part: str) -> str:
     if len(rows) == 1:
         return f"{difference(rows[0], part)} points"
     values = sorted(100 * row[part] for row in rows)
-    return f"{values[0]:+.1f} to {values[-1]:+.1f} points"
+    return f"{values[0]:+z.1f} to {values[-1]:+z.1f} points"
 
 
 def _of_claims(study: Study, rows: pd.DataFrame) -> list[str]:

@@ -112,7 +112,7 @@ def difference(row: pd.Series, name: str, digits: int = 1) -> str:
     mean, low, high = (100 * row.get(key, math.nan) for key in (name, f"{name}_low", f"{name}_high"))
     if pd.isna(mean):
         return ""
-    return f"{mean:+.{digits}f}" + ("" if pd.isna(low) else f" [{low:+.{digits}f}, {high:+.{digits}f}]")
+    return f"{mean:+z.{digits}f}" + ("" if pd.isna(low) else f" [{low:+z.{digits}f}, {high:+z.{digits}f}]")
 
 
 def claims_shown(claims: pd.DataFrame, several: bool, said: str) -> pd.DataFrame:

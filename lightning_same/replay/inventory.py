@@ -1,0 +1,428 @@
+"""What is in a module and its submodules: looked for once, and then seen at once to be the same."""
+
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cached_property, lru_cache, partial, singledispatch
+from itertools import chain, compress
+from operator import attrgetter, call, is_, is_not, itemgetter, methodcaller
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torchmetrics
+from torch import Tensor, nn
+
+from lightning_same.replay.batch import ATOMS, overlaps, storage_of
+from lightning_same.replay.tensor_copies import TensorGroups, addresses_of
+from lightning_same.trainer.distributed import reshard, sharded_modules
+
+REGISTERED = ("_parameters", "_buffers", "_modules")
+"""Where a module keeps what is registered with it."""
+
+# What torch and Lightning keep for themselves in a module: a forward leaves it alone, or it belongs to the Trainer.
+# `log` and `print` are attributes only while they are muted.
+UNHELD = (frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule())) | {"log", "print"}) - {"training"}
+# Set once, when a metric is built; `_defaults` holds a tensor per state, which would be copied for nothing.
+OF_METRIC = frozenset({"_defaults", "_persistent", "_reductions"})
+
+SIZE_LIMIT = 4
+"""Tensors in one list, and frozen parameters, are held by value while they are at most so many times as large as the
+trained parameters: a momentum encoder and a list of averages are; a frozen backbone, and the outputs that an epoch
+gathers in a list, are not, and copying them at every step would cost more than the step."""
+
+LENGTH_LIMIT = 1024
+"""A list with more items is copied but not looked into, for the same reason."""
+
+_history_of = attrgetter("grad_fn")
+_values_of = methodcaller("values")
+_copy_of = methodcaller("copy")
+
+Undo = Callable[[], None]
+
+
+class Contents(NamedTuple):
+    """The objects in a tree of modules at one moment, in the order of its `Inventory`.
+
+    Attributes:
+        attributes: of each module, the values.
+        counts: of each module, how many attributes it has, with those that are not held.
+        dicts: copies of dictionaries, among them those of registered parameters, buffers and submodules.
+        lists: copies of lists, sets and deques.
+        unseen: copies of containers that are not looked into.
+    """
+
+    attributes: list[tuple[Any, ...]]
+    counts: list[int]
+    dicts: list[dict[Any, Any]]
+    lists: list[Any]
+    unseen: list[Any]
+
+    def objects(self) -> list[Any]:
+        """All that an inventory looks into, in one list."""
+        in_dicts = map(_values_of, self.dicts)
+        return list(chain(*self.attributes, *in_dicts, *self.lists))
+
+    def keys(self) -> list[Any]:
+        """Of the dictionaries, in one list."""
+        return list(chain(*self.dicts))
+
+    def sizes(self) -> list[int]:
+        """Of what the objects are in."""
+        return [*self.counts, *map(len, self.dicts), *map(len, self.lists)]
+
+
+class Inventory:
+    """All that a forward may change in a module and its submodules, as flat lists that can be read without a loop.
+
+    Args:
+        module: the root of the tree. FSDP2 must have resharded its parameters.
+        unheld: parameters that somebody else takes care of; they and what shares their memory are left out.
+        names: attributes that are left out.
+
+    Attributes:
+        modules: the root and all submodules.
+        sharded: those whose parameters FSDP2 shards.
+        params: registered parameters; one that several modules share comes once for each.
+        tensors: all tensors that a forward may write to, in their groups.
+        frozen: parameters of those that are not in ``unheld``, if they are small enough to be held.
+    """
+
+    def __init__(self, module: nn.Module, unheld: Sequence[Tensor], names: frozenset[str]) -> None:
+        self.modules = modules_of(module)
+        self.sharded = sharded_modules(self.modules)
+        self._unheld_by_all, self._unheld = names, unheld
+        self._module_dicts: list[dict[str, Any]] = []
+        self._getters: list[itemgetter[Any]] = []
+        self._names: list[tuple[str, ...]] = []
+        self._unheld_names: list[frozenset[str]] = []
+        self._dicts: list[dict[Any, Any]] = []
+        self._empty: list[dict[Any, Any]] = []  # As most dictionaries of modules are, which is seen sooner.
+        self._lists: list[Any] = []
+        self._unseen: list[Any] = []
+        self._undo_makers: list[Callable[[], Undo | None]] = []
+        self._tensors: dict[int, Tensor] = {}
+        self._seen: set[int] = set()
+        # A tensor that is no state now may be one later.
+        self._may_grow = False
+        self.add_modules(self.modules)
+        self.params = parameters_of(self.modules)
+        self.frozen = self._frozen_to_hold()
+        self.tensors = TensorGroups(self._tensors.values())
+        self._addresses = self._where_unheld_is()
+        at_first = self.contents()
+        self._objects, self._sizes, self._keys = at_first.objects(), at_first.sizes(), at_first.keys()
+        del self._seen, self._tensors
+
+    def contents(self) -> Contents:
+        """The objects that are there now.
+
+        Raises:
+            KeyError: if a module has lost an attribute.
+        """
+        return Contents(
+            attributes=list(map(call, self._getters, self._module_dicts)),
+            counts=list(map(len, self._module_dicts)),
+            dicts=list(map(_copy_of, self._dicts)),
+            lists=list(map(_copy_of, self._lists)),
+            unseen=list(map(_copy_of, self._unseen)),
+        )
+
+    def contents_if_same(self, unheld: Sequence[Tensor]) -> Contents | None:
+        """The objects that are there now; None if they are others than those that were found.
+
+        Other numbers, strings and the like do not count, for there is nothing in them to be found.
+
+        Args:
+            unheld: as it is now.
+        """
+        if self._may_grow or not _same(unheld, self._unheld) or self._where_unheld_is() != self._addresses:
+            return None
+        if self.tensors.have_moved() or any(map(_history_of, self.tensors.tensors)):
+            return None
+        try:
+            now = self.contents()
+        except KeyError:
+            return None
+        if any(self._empty) or now.sizes() != self._sizes or not _same(now.keys(), self._keys):
+            return None
+        objects = now.objects()
+        if not all(map(is_, objects, self._objects)):
+            changed = list(map(is_not, objects, self._objects))
+            kinds = map(type, chain(compress(objects, changed), compress(self._objects, changed)))
+            if not ATOMS.issuperset(kinds):
+                return None
+        return now
+
+    def undos(self) -> list[Undo]:
+        """For arrays and generators: functions that put back what they hold now."""
+        return [undo for make in self._undo_makers if (undo := make()) is not None]
+
+    def put_back(self, held: Contents) -> None:
+        """Put the objects back where they were."""
+        for now, names, unheld, values, count in zip(
+            self._module_dicts, self._names, self._unheld_names, held.attributes, held.counts, strict=True
+        ):
+            now.update(zip(names, values, strict=True))
+            if len(now) > count:
+                for name in now.keys() - unheld - set(names):
+                    del now[name]
+        if any(self._empty):
+            for container in self._empty:
+                container.clear()
+        for container, items in zip(self._dicts, held.dicts, strict=True):
+            container.clear()
+            container.update(items)
+        for containers, copies in ((self._lists, held.lists), (self._unseen, held.unseen)):
+            for several, copied in zip(containers, copies, strict=True):
+                refill(several, copied)
+
+    def add(self, value: Any, deep: bool = True) -> None:
+        """Look for what can change inside ``value`` while it stays the same object."""
+        if type(value) not in ATOMS and id(value) not in self._seen:
+            kind: Any = type(value)
+            how = _how_to_hold(kind)
+            if how is not None:
+                how(value, self, deep)
+
+    def add_modules(self, modules: Iterable[nn.Module]) -> None:
+        """Look into modules, but not into their submodules."""
+        for module in modules:
+            if id(module) in self._seen:
+                continue
+            self._seen.add(id(module))
+            attributes = vars(module)
+            kind: Any = type(module)
+            is_metric = _is_metric(kind)
+            unheld = self._unheld_by_all | OF_METRIC if is_metric else self._unheld_by_all
+            names = (*REGISTERED, *[name for name in attributes if name not in unheld])
+            self._module_dicts.append(attributes)
+            self._getters.append(itemgetter(*names))
+            self._names.append(names)
+            self._unheld_names.append(unheld)
+            for buffer in attributes["_buffers"].values():
+                if buffer is not None:
+                    self.add_tensor(buffer)
+            for name in REGISTERED:
+                (self._dicts if attributes[name] else self._empty).append(attributes[name])
+            # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
+            states: Any = module._defaults if is_metric else ()
+            for name in names[len(REGISTERED) :]:
+                if type(value := attributes[name]) not in ATOMS:
+                    self.add(value, deep=name not in states)
+
+    def add_tensor(self, tensor: Tensor) -> None:
+        """Hold a tensor by value, if it is a state.
+
+        One with a history is a result of the forward: it is replaced, never written to. One that holds an element at
+        several places cannot be written to either, nor one that is not there yet.
+        """
+        if id(tensor) in self._tensors:
+            return
+        if self._is_state(tensor):
+            self._tensors[id(tensor)] = tensor
+        else:
+            self._may_grow = True
+
+    def _is_state(self, tensor: Tensor) -> bool:
+        return (
+            not nn.parameter.is_lazy(tensor)
+            and tensor.grad_fn is None
+            and not tensor.is_inference()
+            and not tensor.is_nested
+            and storage_of(tensor) not in self._unheld_storages
+            and not (tensor.layout == torch.strided and overlaps(tensor))
+        )
+
+    def add_container(self, container: Any, items: Collection[Any], deep: bool) -> None:
+        """Hold a list, dict, set or deque: its items and, if ``deep``, what can change inside them."""
+        self._seen.add(id(container))
+        gathered = not isinstance(container, dict) and (
+            len(items) > LENGTH_LIMIT
+            or sum(item.nbytes for item in items if isinstance(item, Tensor)) > self._size_limit
+        )
+        if not deep or gathered:
+            self._unseen.append(container)
+            return
+        (self._dicts if isinstance(container, dict) else self._lists).append(container)
+        for item in items:
+            self.add(item)
+
+    def add_undo(self, make: Callable[[], Undo | None]) -> None:
+        """Hold something by a function that makes its undo; None where there is nothing to be undone."""
+        self._undo_makers.append(make)
+
+    def _where_unheld_is(self) -> list[int]:
+        """For tensors to be left out that share its memory."""
+        return addresses_of(self._unheld) if self.tensors.tensors else []
+
+    def _frozen_to_hold(self) -> list[Tensor]:
+        """The parameters that nobody else takes care of; none if they are too large."""
+        unheld = {id(param) for param in self._unheld}
+        frozen = [
+            param
+            for param in self.params
+            if id(param) not in unheld
+            and not nn.parameter.is_lazy(param)
+            and storage_of(param) not in self._unheld_storages
+        ]
+        if not frozen or sum(param.nbytes for param in frozen) > self._size_limit:
+            return []
+        # A shared one comes once for each module, and a module's attribute may hold it, too.
+        return [param for param in dict.fromkeys(frozen) if id(param) not in self._tensors and self._is_state(param)]
+
+    @cached_property
+    def _unheld_storages(self) -> set[int]:
+        return {storage_of(param) for param in self._unheld}
+
+    @cached_property
+    def _size_limit(self) -> int:
+        return SIZE_LIMIT * sum(param.nbytes for param in self._unheld) if self._unheld else sys.maxsize
+
+
+class LatestInventory:
+    """The inventory of a module, which is made anew only if it is not right any more."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[nn.Module, frozenset[str], Inventory] | None = None
+
+    def of(self, module: nn.Module, unheld: Sequence[Tensor], names: frozenset[str]) -> tuple[Inventory, Contents]:
+        """The inventory as it is now, and the objects in it. Parameters that FSDP2 has gathered are sharded again.
+
+        Args:
+            module: the root of the tree.
+            unheld: parameters that somebody else takes care of.
+            names: attributes that are left out.
+        """
+        if self._latest is not None and self._latest[:2] == (module, names):
+            inventory = self._latest[2]
+            reshard(inventory.sharded)
+            contents = inventory.contents_if_same(unheld)
+            if contents is not None:
+                return inventory, contents
+        reshard(modules_of(module))
+        inventory = Inventory(module, unheld, names)
+        self._latest = module, names, inventory
+        return inventory, inventory.contents()
+
+
+@singledispatch
+def hold(value: Any, inventory: Inventory, deep: bool) -> None:
+    """Hold what can change inside a value; by default nothing: it is held by reference."""
+
+
+@hold.register
+def _(value: nn.Module, inventory: Inventory, deep: bool) -> None:
+    inventory.add_modules(modules_of(value))
+
+
+@hold.register
+def _(value: Tensor, inventory: Inventory, deep: bool) -> None:
+    if not isinstance(value, nn.Parameter):
+        inventory.add_tensor(value)
+
+
+@hold.register
+def _(value: dict, inventory: Inventory, deep: bool) -> None:  # type: ignore[type-arg]
+    if _is_refillable(type(value)):
+        inventory.add_container(value, value.values(), deep)
+
+
+@hold.register(list)
+@hold.register(deque)
+@hold.register(set)
+def _(value: list[Any] | deque[Any] | set[Any], inventory: Inventory, deep: bool) -> None:
+    if _is_refillable(type(value)):
+        inventory.add_container(value, value, deep)
+
+
+@hold.register
+def _(value: tuple, inventory: Inventory, deep: bool) -> None:  # type: ignore[type-arg]
+    for item in value:
+        inventory.add(item)
+
+
+@hold.register
+def _(value: np.ndarray, inventory: Inventory, deep: bool) -> None:
+    inventory.add_undo(lambda: partial(np.copyto, value, value.copy()) if value.flags.writeable else None)
+
+
+@hold.register
+def _(value: torch.Generator, inventory: Inventory, deep: bool) -> None:
+    inventory.add_undo(lambda: partial(_set_state, value, value.get_state()))
+
+
+@hold.register
+def _(value: random.Random, inventory: Inventory, deep: bool) -> None:
+    inventory.add_undo(lambda: partial(value.setstate, value.getstate()))
+
+
+@hold.register
+def _(value: np.random.Generator, inventory: Inventory, deep: bool) -> None:
+    inventory.add_undo(lambda: partial(setattr, value.bit_generator, "state", value.bit_generator.state))
+
+
+@hold.register
+def _(value: np.random.RandomState, inventory: Inventory, deep: bool) -> None:
+    inventory.add_undo(lambda: partial(value.set_state, value.get_state()))
+
+
+@lru_cache(maxsize=1024)
+def _how_to_hold(kind: type) -> Callable[[Any, Inventory, bool], None] | None:
+    """`hold` for values of this type; None where there is nothing to hold."""
+    how: Any = hold.dispatch(kind)
+    return None if how is hold.dispatch(object) else how
+
+
+@lru_cache(maxsize=1024)
+def _is_metric(kind: type) -> bool:
+    return issubclass(kind, torchmetrics.Metric)
+
+
+def parameters_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The parameters of modules, without those of their submodules; a shared one comes once for each."""
+    return [param for module in modules for param in module._parameters.values() if param is not None]
+
+
+def modules_of(module: nn.Module) -> Collection[nn.Module]:
+    """As ``module.modules()``, which spends most of its time on names."""
+    modules: dict[int, nn.Module] = {}
+    waiting: list[nn.Module | None] = [module]
+    while waiting:
+        inner = waiting.pop()
+        if inner is not None and id(inner) not in modules:
+            modules[id(inner)] = inner
+            waiting.extend(inner._modules.values())
+    return modules.values()
+
+
+@lru_cache(maxsize=256)
+def _is_refillable(kind: type) -> bool:
+    """Whether a container takes its items back; a subclass may forbid that, as the outputs of some models do."""
+    return kind.__module__ in ("builtins", "collections") or not any(
+        name in vars(cls)
+        for cls in kind.__mro__
+        if cls.__module__ not in ("builtins", "collections", "collections.abc", "typing")
+        for name in ("clear", "copy", "update", "extend", "__setitem__")
+    )
+
+
+def refill(container: Any, items: Any) -> None:
+    """Give the same container object its former items."""
+    container.clear()
+    if isinstance(container, (dict, set)):
+        container.update(items)
+    else:
+        container.extend(items)
+
+
+def _same(now: Sequence[Any], before: Sequence[Any]) -> bool:
+    """Whether two lists hold the same objects."""
+    return len(now) == len(before) and all(map(is_, now, before))
+
+
+def _set_state(generator: torch.Generator, state: Tensor) -> None:
+    # Not the bound method, which torch.compile cannot see through.
+    generator.set_state(state)

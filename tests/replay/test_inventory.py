@@ -1,0 +1,253 @@
+"""The inventory of a module: when it is made anew, and that an old one misses nothing."""
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.fits import differences
+from torch import Tensor, nn
+
+from lightning_same.replay.inventory import UNHELD, LatestInventory, modules_of
+from lightning_same.replay.snapshot import Snapshot
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+        self.register_buffer("table", torch.zeros(2, 2))
+        self.count, self.mean, self.array = 0, torch.zeros(2), np.zeros(2)
+        self.plain, self.names = [0, "a"], {"a": 1, "b": torch.zeros(1)}
+        self.history: list[Any] = [torch.zeros(1), [1]]
+
+
+def unheld(net: nn.Module) -> list[Tensor]:
+    return [param for param in net.parameters() if param.requires_grad]
+
+
+def seen(net: nn.Module) -> list[Any]:
+    """All that a snapshot holds, by value: of each module what is registered, by name, and what else there is."""
+    trained = {id(param) for param in unheld(net)}
+    values = []
+    for module in modules_of(net):
+        held = {name: value for name, value in vars(module).items() if name not in UNHELD}
+        tensors = {**module._parameters, **module._buffers}
+        values.append([list(module._modules), list(tensors), list(held), list(held.values())])
+        values.append([tensor for tensor in tensors.values() if tensor is not None and id(tensor) not in trained])
+    return copy.deepcopy(values)
+
+
+def disturb(net: Any) -> None:
+    """Change all that there is."""
+    trained = {id(param) for param in unheld(net)}
+    for module in modules_of(net):
+        for tensor in [*module._parameters.values(), *module._buffers.values()]:
+            if tensor is not None and id(tensor) not in trained:
+                tensor.data.add_(1)
+        for name, value in list(vars(module).items()):
+            if name not in UNHELD:
+                disturb_value(value)
+                if isinstance(value, int | float | str):
+                    setattr(module, name, None)
+        module.new = torch.ones(1)
+    net.add_module("another", nn.Linear(1, 1))
+    net.register_buffer("born", torch.ones(1))
+    net._parameters["spare"] = nn.Parameter(torch.ones(1))
+
+
+def disturb_value(value: Any) -> None:
+    if isinstance(value, Tensor | np.ndarray):
+        value += 1
+    elif isinstance(value, list):
+        for item in value:
+            disturb_value(item)
+        value.append(3)
+    elif isinstance(value, dict):
+        for item in value.values():
+            disturb_value(item)
+        value["new"] = 3
+
+
+def a_history(net: Net) -> None:
+    net.table.mul_(net.layer.weight)
+
+
+def nothing(net: Net) -> None:
+    pass
+
+
+def a_number(net: Net) -> None:
+    net.count += 1000
+
+
+def a_number_in_a_list(net: Net) -> None:
+    net.plain[0] += 1000
+
+
+def a_value_in_place(net: Net) -> None:
+    net.table += 1
+    net.mean += 1
+    net.names["b"] += 1
+    net.array += 1
+
+
+def a_tensor(net: Net) -> None:
+    net.mean = net.mean + 1
+
+
+def a_buffer(net: Net) -> None:
+    net.table = net.table + 1
+
+
+def the_memory_of_a_buffer(net: Net) -> None:
+    net.table.data = net.table.data + 1
+
+
+def a_longer_list(net: Net) -> None:
+    net.history.append(torch.zeros(1))
+
+
+def an_item_between_lists(net: Net) -> None:
+    inner: Any = net.history[1]
+    inner.insert(0, net.history.pop(0))
+
+
+def a_key(net: Net) -> None:
+    net.names["c"] = net.names.pop("b")
+
+
+def a_new_attribute(net: Net) -> None:
+    net.other = [torch.zeros(1)]
+
+
+def an_attribute_less(net: Net) -> None:
+    del net.mean
+
+
+def another_attribute(net: Net) -> None:
+    del net.mean
+    net.median = torch.zeros(2)
+
+
+def a_module(net: Net) -> None:
+    net.more = nn.BatchNorm1d(2)
+
+
+def a_module_less(net: Net) -> None:
+    del net.norm
+
+
+def other_buffers(net: Net) -> None:
+    net._buffers = {"table": torch.ones(2, 2)}
+
+
+def a_first_buffer(net: Net) -> None:
+    net.layer.register_buffer("steps", torch.zeros(()))
+
+
+def a_shared_memory(net: Net) -> None:
+    net.layer.weight.data = net.table.data
+
+
+def a_frozen_weight(net: Net) -> None:
+    net.layer.weight.requires_grad_(False)
+
+
+FOUND_AT_ONCE = [nothing, a_number, a_number_in_a_list, a_value_in_place]
+LOOKED_FOR = [
+    a_tensor,
+    a_buffer,
+    the_memory_of_a_buffer,
+    a_longer_list,
+    an_item_between_lists,
+    a_key,
+    a_new_attribute,
+    an_attribute_less,
+    another_attribute,
+    a_module,
+    a_module_less,
+    other_buffers,
+    a_first_buffer,
+    a_history,
+    a_shared_memory,
+    a_frozen_weight,
+]
+
+
+@pytest.mark.parametrize("change", [*FOUND_AT_ONCE, *LOOKED_FOR])
+def test_when_it_is_made_anew(change: Callable[[Net], None]) -> None:
+    net, latest = Net(), LatestInventory()
+    before, _ = latest.of(net, unheld(net), UNHELD)
+    change(net)
+    assert (latest.of(net, unheld(net), UNHELD)[0] is before) == (change in FOUND_AT_ONCE)
+
+
+# A result of the forward is replaced, never written to, and what shares a weight's memory goes with the weight.
+HELD = [change for change in [*FOUND_AT_ONCE, *LOOKED_FOR] if change not in (a_history, a_shared_memory)]
+
+
+@pytest.mark.parametrize("change", HELD)
+def test_after_any_change_all_that_is_there_then_comes_back(change: Callable[[Net], None]) -> None:
+    net, latest = Net(), LatestInventory()
+    Snapshot(net, unheld(net), latest=latest)
+    change(net)
+    start, before = Snapshot(net, unheld(net), latest=latest), seen(net)
+    disturb(net)
+    assert len(differences(before, seen(net))) > 0
+    start.restore()
+    assert differences(before, seen(net)) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_changes_one_after_another(seed: int) -> None:
+    net, latest = Net(), LatestInventory()
+    for change in random.Random(seed).sample(HELD, len(HELD)):
+        try:
+            change(net)
+        except (AttributeError, KeyError, IndexError):
+            continue  # An earlier change has taken away what this one changes.
+        outer, before = Snapshot(net, unheld(net), latest=latest), seen(net)
+        disturb(net)
+        inner, between = Snapshot(net, unheld(net), latest=latest), seen(net)
+        outer.restore()
+        assert differences(before, seen(net)) == []
+        disturb(net)
+        inner.restore()
+        assert differences(between, seen(net)) == []
+        outer.restore()
+        assert differences(before, seen(net)) == []
+
+
+def test_a_value_moved_after_the_snapshot_is_put_back_where_it_is_now() -> None:
+    net = Net()
+    start = Snapshot(net, unheld(net))
+    moved = net.table
+    moved.data = torch.full((2, 2), 5.0).t()
+    start.restore()
+    assert not moved.any()
+    assert net.table is moved
+
+
+def test_a_result_that_becomes_a_state_is_looked_for() -> None:
+    net, latest = Net(), LatestInventory()
+    net.mean = net.layer.weight * 2
+    Snapshot(net, unheld(net), latest=latest)
+    net.mean.detach_()
+    start, before = Snapshot(net, unheld(net), latest=latest), net.mean.clone()
+    net.mean += 1
+    start.restore()
+    assert torch.equal(net.mean, before)
+
+
+def test_it_is_of_one_module_and_of_one_choice_of_attributes() -> None:
+    one, two, latest = Net(), Net(), LatestInventory()
+    latest.of(one, unheld(one), UNHELD)
+    # The same list, so that only the module tells them apart.
+    assert list(latest.of(two, unheld(one), UNHELD)[0].modules) == list(modules_of(two))
+    before = latest.of(two, unheld(two), UNHELD)[0]
+    assert latest.of(two, unheld(two), UNHELD)[0] is before
+    assert latest.of(two, unheld(two), UNHELD | {"training"})[0] is not before
