@@ -287,3 +287,15 @@ def test_the_short_lists_name_a_reference_only_where_there_are_several() -> None
 def test_a_difference_that_is_rounded_to_nothing_has_no_minus() -> None:
     row = pd.Series({"training": -0.0004, "training_low": -0.03, "training_high": -0.0003})
     assert difference(row, "training") == "+0.0 [-3.0, +0.0]"
+
+
+def test_many_collapsed_runs_are_counted_by_variant(tmp_path: Path) -> None:
+    runs = [run_of(method, seed, sam=same(1)) for method in ("SAM", "SAME 1") for seed in range(6)]
+    report_on(tmp_path, runs)
+    for run in runs[5:]:
+        path = tmp_path / "runs" / run.name / "metrics.csv"
+        pd.DataFrame(pd.read_csv(path).assign(**{"ckpt_fraction/rest": 0.9})).to_csv(path, index=False)
+    write_report(study_of(runs), runs, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "interval or mean: 1 of 6 of SAM, 6 of 6 of SAME 1 (`tables/final.csv` says why)." in text
+    assert f"`{runs[-1].name}`" not in text

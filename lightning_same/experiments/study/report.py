@@ -33,7 +33,7 @@ from lightning_same.experiments.study.variants import pairs
 from lightning_same.experiments.study.writing import replace_files
 
 MOST_NAMES = 5
-"""Unfinished runs that are listed by name; of more, each seed's are counted."""
+"""Unfinished or collapsed runs that are listed by name; more are counted by seed or by variant."""
 
 
 def write_report(study: Study, done: Sequence[Run], directory: Path, runs: Path | None = None) -> Path:
@@ -144,11 +144,10 @@ def _runs(study: Study, done: Sequence[Run], results: Results, found: Analysis) 
     if left:
         head.append(f"Not finished, and not in what follows: {_unfinished(study, left)}.")
     if found.collapsed:
-        listed = ", ".join(f"`{name}` ({why})" for name, why in found.collapsed.items())
         head.append(
             f"**{len(found.collapsed)} of {len(done)} runs have collapsed** by the late phase: more than half of the"
             " gradient's elements are in no checkpoint, or the training loss is above that of a guess. They are in the"
-            f" pictures, and in no difference, interval or mean: {listed}."
+            f" pictures, and in no difference, interval or mean: {_collapsed(found, done)}."
         )
     return head
 
@@ -158,6 +157,15 @@ def _unfinished(study: Study, left: Sequence[Run]) -> str:
         return ", ".join(f"`{run.name}`" for run in left)
     missing, planned = (Counter(run.seed for run in runs) for runs in (left, study.runs))
     return ", ".join(f"{count} of {planned[seed]} runs of seed {seed}" for seed, count in sorted(missing.items()))
+
+
+def _collapsed(found: Analysis, done: Sequence[Run]) -> str:
+    if len(found.collapsed) <= MOST_NAMES:
+        return ", ".join(f"`{name}` ({why})" for name, why in found.collapsed.items())
+    trained = Counter(run.variant for run in done)
+    gone = Counter(run.variant for run in done if run.name in found.collapsed)
+    listed = ", ".join(f"{count} of {trained[name]} of {escaped(name)}" for name, count in gone.items())
+    return f"{listed} (`tables/final.csv` says why)"
 
 
 def _claims(study: Study, found: Analysis, several: bool) -> list[str]:
