@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.fits import differences
 
-from gpu.machine import DEVICE, fit
+from gpu.machine import DEVICE, REHEARSAL, fit
 from gpu.nets import Attentive, CompiledDropout, Convolutional, Noted, Recurrent, WithDropout, made
 from lightning_same import SAM, SAME, CheckpointFractionMonitor, Every, GradientNormMonitor, Rule
 
@@ -23,6 +23,8 @@ def values(module: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_of_pass_two_are_those_of_pass_one(kind: type[Noted], precision: str) -> None:
     """At rho = 0 the loss of pass two is that of pass one, bit for bit, if all that is drawn is the same."""
+    if REHEARSAL and kind is Recurrent and precision == "16-mixed":
+        pytest.skip("not every CPU has an LSTM in float16")
     module = made(kind, SAM(0.0))
     fit(module, precision=precision)
     assert len(module.seen.values) == 24
@@ -49,7 +51,7 @@ def test_a_radius_of_zero_is_plain_training(kind: type[Noted], precision: str, a
     for rule in (SAM(0.0), None):
         module = made(kind, rule)
         fit(module, precision=precision, accumulate_grad_batches=accumulate)
-        left.append([values(module), torch.get_rng_state(), torch.get_device_module(DEVICE).get_rng_state()])
+        left.append([values(module), torch.get_rng_state(), (torch if REHEARSAL else torch.cuda).get_rng_state()])
     assert differences(*left) == []
 
 
