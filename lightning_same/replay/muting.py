@@ -38,6 +38,8 @@ def muted(trainer: pl.Trainer, module: pl.LightningModule, *, in_step: bool = Fa
 
 def muted_logger(logger: Logger) -> Logger:
     """A stand-in for a logger: of its type, with its attributes such as ``log_dir``, and writing nothing."""
+    if isinstance(logger, _Muted):  # A monitor may measure while another does.
+        return logger
     kind = _muted_kind(type(logger))
     if kind is None:
         return DummyLogger()

@@ -62,3 +62,12 @@ def test_what_the_module_and_the_trainer_had_is_there_again(error: Any) -> None:
     assert "print" not in vars(module)
     assert made.loggers == [logger]
     assert said == []
+
+
+def test_muted_within_muted() -> None:
+    logger, module = Pictures(), Plain()
+    made = module.trainer = trainer(logger=logger)
+    with muted(made, module), muted(made, module):
+        made.loggers[0].log_metrics({"loss": 1.0}, 0)
+    assert logger.rows == []
+    assert made.loggers == [logger]

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 from support.counting import most_bytes
-from support.fits import differences
-from support.fsdp2 import train, train_and_resume, train_each
+from support.fits import differences, trainer
+from support.fsdp2 import Kind, train, train_and_resume, train_each
 from support.named_rules import RULES
 from support.nets import build
 from support.ranks import Ranks
 from support.sharded import Sharded, needs_fsdp2, strategy
 from torch import nn
 
-from lightning_same import SAM, SAME, Memory
+from lightning_same import SAM, SAME, Memory, Rule, with_sam
 
 pytestmark = needs_fsdp2
 
@@ -55,6 +55,27 @@ def test_every_rule_that_carries_something_goes_on_from_a_file(
             assert differences(straight, resumed) == [], name
 
 
+def names_kept_after_a_fit(rule: Rule) -> list[str]:
+    """The parameters of which a file written after the last validation has something that the rule carries."""
+    module = with_sam(build(Kind, "plain"), rule)
+    made = trainer(max_epochs=1, val_check_interval=2, **strategy())
+    made.fit(module)
+    checkpoint: dict[str, Any] = {}
+    for callback in made.callbacks:
+        callback.on_save_checkpoint(made, module, checkpoint)
+    (memory,) = checkpoint["lightning_same"]["memories"]
+    return sorted({name for kept in memory["tensors"].values() for name in kept})
+
+
+def test_nothing_that_a_rule_carries_is_lost_after_a_validation_that_leaves_parameters_gathered(
+    ranks: dict[int, Ranks],
+) -> None:
+    rule = RULES["VaSSO"]
+    expected = names_kept_after_a_fit(rule)
+    assert len(expected) >= 4
+    assert ranks[2].run(names_kept_after_a_fit, rule)[0] == expected
+
+
 class Wide(Sharded):
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +88,6 @@ def save() -> tuple[list[int], int, int]:
     On a busy machine a thread of gloo may hold what it has sent for a while longer, also until the next time.
     """
     from lightning.pytorch import LightningModule
-    from support.fits import trainer
 
     found = []
 
