@@ -38,7 +38,7 @@ LENGTH_LIMIT = 1024
 
 _history_of = attrgetter("grad_fn")
 _values_of = methodcaller("values")
-_copy_of = methodcaller("copy")
+_shallow_copy_of = methodcaller("copy")
 
 Undo = Callable[[], None]
 
@@ -80,20 +80,21 @@ class Inventory:
     Args:
         module: the root of the tree. FSDP2 must have resharded its parameters.
         unheld: parameters that somebody else takes care of; they and what shares their memory are left out.
-        names: attributes that are left out.
+        left_out: names of attributes that are left out.
 
     Attributes:
         modules: the root and all submodules.
         sharded: those whose parameters FSDP2 shards.
         params: registered parameters; one that several modules share comes once for each.
-        tensors: all tensors that a forward may write to, in their groups.
+        states: all tensors that a forward may write to, in their groups.
         frozen: parameters of those that are not in ``unheld``, if they are small enough to be held.
+        serves_once: whether there is something that is left out now and may be held later.
     """
 
-    def __init__(self, module: nn.Module, unheld: Sequence[Tensor], names: frozenset[str]) -> None:
+    def __init__(self, module: nn.Module, unheld: Sequence[Tensor], left_out: frozenset[str]) -> None:
         self.modules = modules_of(module)
         self.sharded = sharded_modules(self.modules)
-        self._unheld_by_all, self._unheld = names, unheld
+        self._left_out, self._unheld = left_out, unheld
         self._module_dicts: list[dict[str, Any]] = []
         self._getters: list[itemgetter[Any]] = []
         self._names: list[tuple[str, ...]] = []
@@ -105,13 +106,14 @@ class Inventory:
         self._undo_makers: list[Callable[[], Undo | None]] = []
         self._tensors: dict[int, Tensor] = {}
         self._seen: set[int] = set()
-        # A tensor that is no state now may be one later.
-        self._may_grow = False
+        self.serves_once = False
         self.add_modules(self.modules)
         self.params = parameters_of(self.modules)
         self.frozen = self._frozen_to_hold()
-        self.tensors = TensorGroups(self._tensors.values())
-        self._addresses = self._where_unheld_is()
+        self.states = TensorGroups(self._tensors.values())
+        # A parameter that is not there yet has no address.
+        self.serves_once |= any(map(nn.parameter.is_lazy, chain(unheld, self.params)))
+        self._addresses = [] if self.serves_once else self._where_parameters_are()
         at_first = self.contents()
         self._objects, self._sizes, self._keys = at_first.objects(), at_first.sizes(), at_first.keys()
         del self._seen, self._tensors
@@ -125,9 +127,9 @@ class Inventory:
         return Contents(
             attributes=list(map(call, self._getters, self._module_dicts)),
             counts=list(map(len, self._module_dicts)),
-            dicts=list(map(_copy_of, self._dicts)),
-            lists=list(map(_copy_of, self._lists)),
-            unseen=list(map(_copy_of, self._unseen)),
+            dicts=list(map(_shallow_copy_of, self._dicts)),
+            lists=list(map(_shallow_copy_of, self._lists)),
+            unseen=list(map(_shallow_copy_of, self._unseen)),
         )
 
     def contents_if_same(self, unheld: Sequence[Tensor]) -> Contents | None:
@@ -138,9 +140,9 @@ class Inventory:
         Args:
             unheld: as it is now.
         """
-        if self._may_grow or not _same(unheld, self._unheld) or self._where_unheld_is() != self._addresses:
+        if self.serves_once or not _same(unheld, self._unheld) or self._where_parameters_are() != self._addresses:
             return None
-        if self.tensors.have_moved() or any(map(_history_of, self.tensors.tensors)):
+        if self.states.have_moved() or any(map(_history_of, self.states.tensors)):
             return None
         try:
             now = self.contents()
@@ -196,7 +198,7 @@ class Inventory:
             attributes = vars(module)
             kind: Any = type(module)
             is_metric = _is_metric(kind)
-            unheld = self._unheld_by_all | OF_METRIC if is_metric else self._unheld_by_all
+            unheld = self._left_out | OF_METRIC if is_metric else self._left_out
             names = (*REGISTERED, *[name for name in attributes if name not in unheld])
             self._module_dicts.append(attributes)
             self._getters.append(itemgetter(*names))
@@ -224,7 +226,7 @@ class Inventory:
         if self._is_state(tensor):
             self._tensors[id(tensor)] = tensor
         else:
-            self._may_grow = True
+            self.serves_once = True
 
     def _is_state(self, tensor: Tensor) -> bool:
         return (
@@ -245,6 +247,7 @@ class Inventory:
         )
         if not deep or gathered:
             self._unseen.append(container)
+            self.serves_once |= gathered  # When it is emptied, it is looked into.
             return
         (self._dicts if isinstance(container, dict) else self._lists).append(container)
         for item in items:
@@ -254,9 +257,9 @@ class Inventory:
         """Hold something by a function that makes its undo; None where there is nothing to be undone."""
         self._undo_makers.append(make)
 
-    def _where_unheld_is(self) -> list[int]:
-        """For tensors to be left out that share its memory."""
-        return addresses_of(self._unheld) if self.tensors.tensors else []
+    def _where_parameters_are(self) -> list[int]:
+        """What shares the memory of an unheld parameter is left out, so each must be where it was."""
+        return addresses_of([*self._unheld, *self.params])
 
     def _frozen_to_hold(self) -> list[Tensor]:
         """The parameters that nobody else takes care of; none if they are too large."""
@@ -283,29 +286,37 @@ class Inventory:
 
 
 class LatestInventory:
-    """The inventory of a module, which is made anew only if it is not right any more."""
+    """The inventory of a module, which is made anew only if it is not right any more.
+
+    Until then, or until `forget`, it keeps alive what it has found.
+    """
 
     def __init__(self) -> None:
         self._latest: tuple[nn.Module, frozenset[str], Inventory] | None = None
 
-    def of(self, module: nn.Module, unheld: Sequence[Tensor], names: frozenset[str]) -> tuple[Inventory, Contents]:
+    def of(self, module: nn.Module, unheld: Sequence[Tensor], left_out: frozenset[str]) -> tuple[Inventory, Contents]:
         """The inventory as it is now, and the objects in it. Parameters that FSDP2 has gathered are sharded again.
 
         Args:
             module: the root of the tree.
             unheld: parameters that somebody else takes care of.
-            names: attributes that are left out.
+            left_out: names of attributes that are left out.
         """
-        if self._latest is not None and self._latest[:2] == (module, names):
+        if self._latest is not None and self._latest[:2] == (module, left_out):
             inventory = self._latest[2]
             reshard(inventory.sharded)
             contents = inventory.contents_if_same(unheld)
             if contents is not None:
                 return inventory, contents
         reshard(modules_of(module))
-        inventory = Inventory(module, unheld, names)
-        self._latest = module, names, inventory
+        inventory = Inventory(module, unheld, left_out)
+        # One that serves but once would keep alive what the module has let go of, such as results with their graphs.
+        self._latest = None if inventory.serves_once else (module, left_out, inventory)
         return inventory, inventory.contents()
+
+    def forget(self) -> None:
+        """Let go of what was found; the next inventory is made anew."""
+        self._latest = None
 
 
 @singledispatch

@@ -68,7 +68,7 @@ class Snapshot:
                 undo()
         self._undos = undos + inventory.undos()
         self._requires_grad = list(map(_requires_grad, inventory.params))
-        self._copies = [TensorCopies(inventory.tensors)] if inventory.tensors.tensors else []
+        self._copies = [TensorCopies(inventory.states)] if inventory.states.tensors else []
         if inventory.frozen:
             self._copies.append((frozen or FrozenCopies()).of(inventory.frozen))
 

@@ -13,6 +13,7 @@ from lightning_same.gradients.sharding import PLAIN, any_sharded, locals_of
 
 STRIDED = frozenset({torch.strided})
 
+_dtype_of = operator.attrgetter("dtype")
 _layout_of = operator.attrgetter("layout")
 
 
@@ -44,7 +45,7 @@ class TensorGroups:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self.tensors = list(tensors)
-        self.addresses = addresses_of(self.tensors)
+        self._places = _places_of(self.tensors)
         by_kind: dict[tuple[torch.dtype, torch.device], Group] = {}
         self.groups: list[Group] = []
         with torch.no_grad():
@@ -63,12 +64,12 @@ class TensorGroups:
         self.groups += by_kind.values()
 
     def have_moved(self) -> bool:
-        """Whether the values of a tensor are in another place now, as by ``tensor.data = ...``."""
-        return addresses_of(self.tensors) != self.addresses
+        """Whether the values of a tensor lie in another way now, as by ``tensor.data = ...``, ``resize_`` or ``t_``."""
+        return _places_of(self.tensors) != self._places
 
 
 class TensorCopies:
-    """The values of tensors at one moment.
+    """The values of tensors at one moment, each group copied into one block by one operation.
 
     Args:
         tensors: any, each once; or their groups, if these are known and have not moved.
@@ -91,7 +92,7 @@ class TensorCopies:
         usable, for once all is restored its saved tensors have the values they had.
         """
         for now, copies in self._now_and_then():
-            if _compares(now[0]):
+            if all(map(_compares, now)):
                 written = list(map(operator.not_, map(torch.equal, now, copies)))
                 now, copies = list(compress(now, written)), list(compress(copies, written))
             if now:
@@ -134,6 +135,17 @@ def addresses_of(tensors: Sequence[Tensor]) -> list[int]:
     if STRIDED.issuperset(map(_layout_of, tensors)):
         return list(map(Tensor.data_ptr, tensors))
     return [tensor.data_ptr() if tensor.layout == torch.strided else id(tensor) for tensor in tensors]
+
+
+def _places_of(tensors: Sequence[Tensor]) -> list[object]:
+    """Where the values of tensors are, and how they lie there."""
+    if any_sharded(tensors):
+        with torch.no_grad():
+            tensors = locals_of(tensors)
+    places: list[object] = [*addresses_of(tensors), *map(Tensor.size, tensors), *map(_dtype_of, tensors)]
+    if STRIDED.issuperset(map(_layout_of, tensors)):
+        places += map(Tensor.stride, tensors)
+    return places
 
 
 def _copies(memory: list[Tensor]) -> list[Tensor]:

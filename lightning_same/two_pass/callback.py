@@ -75,6 +75,14 @@ class TwoPassCallback(Callback):
             _log_step(trainer, route)
 
     @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _forget_what_was_found(pl_module)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _forget_what_was_found(pl_module)
+
+    @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -117,6 +125,13 @@ def route_of(module: pl.LightningModule) -> Route | None:
     """The route of a module while it is being trained with the mixin; else None."""
     route: Route | None = getattr(module, "_route", None)
     return route
+
+
+def _forget_what_was_found(module: pl.LightningModule) -> None:
+    """Between the steps of training nothing is kept alive that the module has let go of."""
+    route = route_of(module)
+    if route is not None:
+        route.fit.inventory.forget()
 
 
 def _log_step(trainer: pl.Trainer, route: Route) -> None:

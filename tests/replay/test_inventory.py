@@ -2,6 +2,7 @@
 
 import copy
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ from lightning_same.replay.snapshot import Snapshot
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+        self.teacher = nn.Linear(2, 2).requires_grad_(False)
+        self.layer, self.norm, self.head = nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(8, 8)
         self.register_buffer("table", torch.zeros(2, 2))
         self.count, self.mean, self.array = 0, torch.zeros(2), np.zeros(2)
         self.plain, self.names = [0, "a"], {"a": 1, "b": torch.zeros(1)}
@@ -149,6 +151,18 @@ def a_first_buffer(net: Net) -> None:
     net.layer.register_buffer("steps", torch.zeros(()))
 
 
+def another_shape_in_the_same_memory(net: Net) -> None:
+    net.mean.resize_(1)
+
+
+def other_strides_in_the_same_memory(net: Net) -> None:
+    net.table.t_()
+
+
+def the_memory_of_a_frozen_weight(net: Net) -> None:
+    net.teacher.weight.data = net.teacher.weight.data.clone()
+
+
 def a_shared_memory(net: Net) -> None:
     net.layer.weight.data = net.table.data
 
@@ -172,6 +186,9 @@ LOOKED_FOR = [
     a_module_less,
     other_buffers,
     a_first_buffer,
+    another_shape_in_the_same_memory,
+    other_strides_in_the_same_memory,
+    the_memory_of_a_frozen_weight,
     a_history,
     a_shared_memory,
     a_frozen_weight,
@@ -220,6 +237,64 @@ def test_many_changes_one_after_another(seed: int) -> None:
         assert differences(between, seen(net)) == []
         outer.restore()
         assert differences(before, seen(net)) == []
+
+
+def held_anew(net: Net, latest: LatestInventory, tensor: Tensor) -> bool:
+    """Whether a snapshot puts a tensor back."""
+    start, before = Snapshot(net, unheld(net), latest=latest), tensor.clone()
+    tensor.data.add_(1)
+    start.restore()
+    return torch.equal(tensor, before)
+
+
+def test_a_frozen_weight_is_held_while_it_shares_no_memory_with_a_trained_one() -> None:
+    net, latest = Net(), LatestInventory()
+    teacher = net.teacher.weight
+    assert held_anew(net, latest, teacher)
+    teacher.data = net.layer.weight.data
+    assert not held_anew(net, latest, teacher)
+    teacher.data = teacher.data.clone()
+    assert held_anew(net, latest, teacher)
+    net.layer.weight.data = teacher.data
+    assert not held_anew(net, latest, teacher)
+
+
+@pytest.mark.parametrize("gathered", [[torch.zeros(1)] * 2000, [torch.zeros(50000)]])
+def test_a_list_that_was_too_large_is_looked_into_when_it_has_been_emptied(gathered: list[Tensor]) -> None:
+    net, latest = Net(), LatestInventory()
+    net.history = gathered
+    Snapshot(net, unheld(net), latest=latest)
+    net.history = [*gathered]
+    Snapshot(net, unheld(net), latest=latest)
+    net.history.clear()
+    net.history.append(torch.zeros(1))
+    assert held_anew(net, latest, net.history[0])
+
+
+def test_a_result_lives_no_longer_than_its_module_keeps_it() -> None:
+    net, latest = Net(), LatestInventory()
+    net.mean = net.layer(torch.ones(2))
+    alive = weakref.ref(net.mean)
+    Snapshot(net, unheld(net), latest=latest)
+    net.mean = torch.zeros(2)
+    assert alive() is None
+    Snapshot(net, unheld(net), latest=latest)
+    alive = weakref.ref(net.mean)
+    net.mean = torch.zeros(2)
+    latest.forget()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("where", ["table", "values"])
+def test_strides_that_have_changed_since_the_snapshot_do_not_mix_values_up(where: str) -> None:
+    net = Net()
+    net.values = torch.arange(4.0).view(2, 2)
+    net.table.copy_(net.values)
+    tensor = getattr(net, where)
+    start, before = Snapshot(net, unheld(net)), tensor.clone()
+    tensor.t_()
+    start.restore()
+    assert torch.equal(tensor, before)
 
 
 def test_a_value_moved_after_the_snapshot_is_put_back_where_it_is_now() -> None:
