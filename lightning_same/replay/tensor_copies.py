@@ -139,12 +139,14 @@ def addresses_of(tensors: Sequence[Tensor]) -> list[int]:
 
 def _places_of(tensors: Sequence[Tensor]) -> list[object]:
     """Where the values of tensors are, and how they lie there."""
-    if any_sharded(tensors):
-        with torch.no_grad():
-            tensors = locals_of(tensors)
-    places: list[object] = [*addresses_of(tensors), *map(Tensor.size, tensors), *map(_dtype_of, tensors)]
-    if STRIDED.issuperset(map(_layout_of, tensors)):
-        places += map(Tensor.stride, tensors)
+    # Of the tensors themselves, also where a mode hands out others, as for measurements in float64.
+    with torch._C.DisableTorchFunction():
+        if any_sharded(tensors):
+            with torch.no_grad():
+                tensors = locals_of(tensors)
+        places: list[object] = [*addresses_of(tensors), *map(Tensor.size, tensors), *map(_dtype_of, tensors)]
+        if STRIDED.issuperset(map(_layout_of, tensors)):
+            places += map(Tensor.stride, tensors)
     return places
 
 
