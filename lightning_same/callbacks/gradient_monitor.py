@@ -14,7 +14,7 @@ from lightning_same.callbacks.monitor import Monitor
 from lightning_same.callbacks.noisy_samples import NoisyMask
 from lightning_same.callbacks.probe import LossFn, check_probe, probe
 from lightning_same.gradients.pair import TwoGradients
-from lightning_same.replay.inventory import modules_of
+from lightning_same.replay.modules import modules_of
 from lightning_same.rules.base import Rule
 from lightning_same.rules.settings import check_function, check_number
 from lightning_same.trainer.distributed import reshard

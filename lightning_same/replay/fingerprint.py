@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lightning_same.gradients.sharding import local
 from lightning_same.replay.batch import ATOMS
-from lightning_same.replay.inventory import OF_METRIC, UNHELD, modules_of
+from lightning_same.replay.inventory import OF_METRIC, UNHELD
+from lightning_same.replay.modules import modules_of
 from lightning_same.trainer.distributed import reshard
 
 DEPTH = 6

@@ -16,8 +16,9 @@ import torchmetrics
 from torch import Tensor, nn
 
 from lightning_same.replay.batch import ATOMS, overlaps, storage_of
+from lightning_same.replay.modules import modules_of, parameters_of
 from lightning_same.replay.tensor_copies import TensorGroups, addresses_of
-from lightning_same.trainer.distributed import reshard, sharded_modules
+from lightning_same.trainer.distributed import sharded_modules
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
 """Where a module keeps what is registered with it."""
@@ -75,7 +76,7 @@ class Contents(NamedTuple):
 
 
 class Inventory:
-    """All that a forward may change in a module and its submodules, as flat lists that can be read without a loop.
+    """All that a forward may change in a module and its submodules, in lists that are read without a loop in Python.
 
     Args:
         module: the root of the tree. FSDP2 must have resharded its parameters.
@@ -172,14 +173,11 @@ class Inventory:
                 for name in now.keys() - unheld - set(names):
                     del now[name]
         if any(self._empty):
-            for container in self._empty:
-                container.clear()
-        for container, items in zip(self._dicts, held.dicts, strict=True):
-            container.clear()
-            container.update(items)
-        for containers, copies in ((self._lists, held.lists), (self._unseen, held.unseen)):
-            for several, copied in zip(containers, copies, strict=True):
-                refill(several, copied)
+            for filled in self._empty:
+                filled.clear()
+        containers = chain(self._dicts, self._lists, self._unseen)
+        for container, items in zip(containers, chain(held.dicts, held.lists, held.unseen), strict=True):
+            refill(container, items)
 
     def add(self, value: Any, deep: bool = True) -> None:
         """Look for what can change inside ``value`` while it stays the same object."""
@@ -285,40 +283,6 @@ class Inventory:
         return SIZE_LIMIT * sum(param.nbytes for param in self._unheld) if self._unheld else sys.maxsize
 
 
-class LatestInventory:
-    """The inventory of a module, which is made anew only if it is not right any more.
-
-    Until then, or until `forget`, it keeps alive what it has found.
-    """
-
-    def __init__(self) -> None:
-        self._latest: tuple[nn.Module, frozenset[str], Inventory] | None = None
-
-    def of(self, module: nn.Module, unheld: Sequence[Tensor], left_out: frozenset[str]) -> tuple[Inventory, Contents]:
-        """The inventory as it is now, and the objects in it. Parameters that FSDP2 has gathered are sharded again.
-
-        Args:
-            module: the root of the tree.
-            unheld: parameters that somebody else takes care of.
-            left_out: names of attributes that are left out.
-        """
-        if self._latest is not None and self._latest[:2] == (module, left_out):
-            inventory = self._latest[2]
-            reshard(inventory.sharded)
-            contents = inventory.contents_if_same(unheld)
-            if contents is not None:
-                return inventory, contents
-        reshard(modules_of(module))
-        inventory = Inventory(module, unheld, left_out)
-        # One that serves but once would keep alive what the module has let go of, such as results with their graphs.
-        self._latest = None if inventory.serves_once else (module, left_out, inventory)
-        return inventory, inventory.contents()
-
-    def forget(self) -> None:
-        """Let go of what was found; the next inventory is made anew."""
-        self._latest = None
-
-
 @singledispatch
 def hold(value: Any, inventory: Inventory, deep: bool) -> None:
     """Hold what can change inside a value; by default nothing: it is held by reference."""
@@ -390,23 +354,6 @@ def _how_to_hold(kind: type) -> Callable[[Any, Inventory, bool], None] | None:
 @lru_cache(maxsize=1024)
 def _is_metric(kind: type) -> bool:
     return issubclass(kind, torchmetrics.Metric)
-
-
-def parameters_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """The parameters of modules, without those of their submodules; a shared one comes once for each."""
-    return [param for module in modules for param in module._parameters.values() if param is not None]
-
-
-def modules_of(module: nn.Module) -> Collection[nn.Module]:
-    """As ``module.modules()``, which spends most of its time on names."""
-    modules: dict[int, nn.Module] = {}
-    waiting: list[nn.Module | None] = [module]
-    while waiting:
-        inner = waiting.pop()
-        if inner is not None and id(inner) not in modules:
-            modules[id(inner)] = inner
-            waiting.extend(inner._modules.values())
-    return modules.values()
 
 
 @lru_cache(maxsize=256)

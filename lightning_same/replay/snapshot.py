@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_same.replay.frozen import FrozenCopies
-from lightning_same.replay.inventory import UNHELD, LatestInventory
+from lightning_same.replay.inventory import UNHELD
+from lightning_same.replay.latest_inventory import LatestInventory
 from lightning_same.replay.random_state import random_state
 from lightning_same.replay.tensor_copies import TensorCopies
 from lightning_same.trainer.distributed import reshard

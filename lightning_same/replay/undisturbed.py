@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_same.replay.frozen import FrozenCopies
-from lightning_same.replay.inventory import LatestInventory
+from lightning_same.replay.latest_inventory import LatestInventory
 from lightning_same.replay.muting import muted
 from lightning_same.replay.replaying import as_replay
 from lightning_same.replay.snapshot import Snapshot
@@ -30,6 +30,7 @@ class ReplayState:
         trainer: pl.Trainer,
         module: pl.LightningModule,
         unheld: Sequence[Tensor] = (),
+        *,
         latest: LatestInventory | None = None,
         frozen: FrozenCopies | None = None,
     ) -> None:
@@ -74,7 +75,7 @@ def undisturbed(
         A function that goes back to where the context began.
     """
     # Before anything is muted, for that adds attributes to the module.
-    state = ReplayState(trainer, module, unheld, latest)
+    state = ReplayState(trainer, module, unheld, latest=latest)
     try:
         with as_replay(), muted(trainer, module, in_step=in_step):
             yield state.restore

@@ -19,7 +19,7 @@ def ddp_model(trainer: pl.Trainer) -> DistributedDataParallel | None:
     return model if isinstance(model, DistributedDataParallel) else None
 
 
-def reshard(modules: Iterable[nn.Module]) -> None:
+def reshard(modules: Iterable[object]) -> None:
     """Let FSDP2 give up the whole parameters that it has gathered, so that the modules hold their shards.
 
     A forward without a backward leaves them gathered, such as a validation loop's, and so may any forward or backward,
@@ -29,12 +29,11 @@ def reshard(modules: Iterable[nn.Module]) -> None:
     Args:
         modules: all modules of a model, outside of a forward and a backward. Others than FSDP2's are left alone.
     """
-    for module in modules:
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    for module in sharded_modules(modules):
+        module.reshard()
 
 
-def sharded_modules(modules: Iterable[nn.Module]) -> list[nn.Module]:
+def sharded_modules(modules: Iterable[object]) -> list[FSDPModule]:
     """Of modules, those whose parameters FSDP2 shards."""
     return [module for module in modules if isinstance(module, FSDPModule)]
 

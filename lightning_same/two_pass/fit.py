@@ -7,7 +7,8 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_same.gradients.sharding import any_sharded
-from lightning_same.replay.inventory import LatestInventory, modules_of
+from lightning_same.replay.latest_inventory import LatestInventory
+from lightning_same.replay.modules import modules_of
 from lightning_same.rules.base import Rule
 from lightning_same.rules.state import Memory
 from lightning_same.trainer.distributed import reshard

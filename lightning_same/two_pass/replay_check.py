@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_same.gradients.grads import set_grads
 from lightning_same.gradients.sharding import local
 from lightning_same.replay.fingerprint import fingerprint
-from lightning_same.replay.inventory import modules_of, parameters_of
+from lightning_same.replay.modules import modules_of, parameters_of
 from lightning_same.replay.report import Outcome, States, compare
 from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.trainer.distributed import reshard, sum_over_processes, unsynchronized

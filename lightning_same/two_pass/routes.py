@@ -171,7 +171,9 @@ class AutomaticRoute(Route):
     def _micro_batch(self, args: tuple[Any, ...]) -> MicroBatch:
         fit = self.fit
         ddp = ddp_model(fit.trainer)
-        before = ReplayState(fit.trainer, fit.module, fit.stepped_parameters(), fit.inventory, self._frozen)
+        before = ReplayState(
+            fit.trainer, fit.module, fit.stepped_parameters(), latest=fit.inventory, frozen=self._frozen
+        )
         return MicroBatch(copy_of(args), before, ddp is not None and ddp.require_forward_param_sync)
 
     def _close_window(self) -> None:
@@ -247,7 +249,9 @@ class ManualRoute(Route):
             self._batch, self._steps_at_batch = batch, fit.trainer.global_step
         total = total_batches(fit.trainer, batch, self._steps_at_batch)
         step = self.step = open_step(fit, index, batch, total)
-        before = ReplayState(fit.trainer, module, fit.stepped_parameters(), fit.inventory) if step.replays else None
+        before = (
+            ReplayState(fit.trainer, module, fit.stepped_parameters(), latest=fit.inventory) if step.replays else None
+        )
 
         start = fingerprint(module) if step.checks_replay else None
 

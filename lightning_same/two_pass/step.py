@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_same.gradients.grads import add_partial_grads, fill_missing_grads, grads_of, set_grads
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.tensors import all_finite
-from lightning_same.replay.inventory import modules_of, parameters_of
+from lightning_same.replay.modules import modules_of, parameters_of
 from lightning_same.replay.tensor_copies import TensorCopies
 from lightning_same.replay.undisturbed import undisturbed
 from lightning_same.rules.base import Rule

@@ -12,7 +12,9 @@ import torch
 from support.fits import differences
 from torch import Tensor, nn
 
-from lightning_same.replay.inventory import UNHELD, LatestInventory, modules_of
+from lightning_same.replay.inventory import UNHELD
+from lightning_same.replay.latest_inventory import LatestInventory
+from lightning_same.replay.modules import modules_of
 from lightning_same.replay.snapshot import Snapshot
 
 
