@@ -286,12 +286,17 @@ def test_the_steps_norm_is_not_the_loss_scalers(rule: Any) -> None:
     assert all(0 < norm < 10 for norm in logged[0])
 
 
-def test_monitors_of_several_radii_probe_for_themselves() -> None:
+def doubled(module: Any, batch: Any) -> Tensor:
+    return 2 * module.training_step(batch, 0)
+
+
+@pytest.mark.parametrize("other", [{"rho": 0.5}, {"loss_fn": doubled}], ids=["radius", "loss"])
+def test_monitors_of_several_radii_or_losses_probe_for_themselves(other: Any) -> None:
     def perturbed(*monitors: GradientNormMonitor) -> list[float]:
         rows = rows_of(build(Plain), *monitors, max_steps=1)
         return [value for _, row in rows for key, value in row.items() if key.endswith("/perturbed")]
 
-    near, far = perturbed(GradientNormMonitor(rho=0.05)), perturbed(GradientNormMonitor(rho=0.5))
-    assert near != far
-    both = perturbed(GradientNormMonitor(rho=0.05), GradientNormMonitor(rho=0.5, name="far"))
-    assert sorted(both) == sorted(near + far)
+    one, another = perturbed(GradientNormMonitor()), perturbed(GradientNormMonitor(**other))
+    assert one != another
+    both = perturbed(GradientNormMonitor(), GradientNormMonitor(**other, name="other"))
+    assert sorted(both) == sorted(one + another)

@@ -148,6 +148,19 @@ def test_a_group_with_radius_0_is_not_perturbed() -> None:
         assert found == pytest.approx((module.training_step(batch, 0) - loss).item(), rel=1e-4)
 
 
+def test_what_the_step_freezes_has_no_curvature() -> None:
+    class Freezes(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.layers[0].requires_grad_(False)
+            return super().training_step(batch, batch_idx)
+
+    module = build(Plain)
+    x, y = next(iter(module.train_dataloader()))
+    expected = exact(module.layers[2], (module.layers[:2](x).detach(), y))[-1].item()
+    found = measured(build(Freezes), SharpnessMonitor(), max_steps=1)
+    assert found[0][TOP] == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_mode_is_the_modules_or_eval(mode: Any) -> None:
     class Normed(Plain):
