@@ -2,7 +2,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import support.environment  # noqa: F401
 from support.paths import TESTS
 from support.ranks import Ranks
 from support.speed import slowness
@@ -17,6 +16,12 @@ def is_fast(path: Path) -> bool:
     """Whether the tests of a file, or of a folder, are."""
     inner = path.relative_to(TESTS).parts if TESTS in path.parents else ()
     return bool(inner) and inner[0] in FAST and path.name not in SLOWER
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import what all tests need; but not in the process that only hands tests to workers, which wait for it."""
+    if config.getoption("dist", "no") == "no" or hasattr(config, "workerinput"):
+        import support.environment  # noqa: F401
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -13,9 +13,16 @@ PRELOADED = [
     "support.studies",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
-    "lightning_same",
-    "lightning_same.experiments",
-    "lightning_same.experiments.study",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.pyplot",
+    "pandas",
+    "sklearn.datasets",
+    "lightning_same.callbacks",
+    "lightning_same.cli.fit",
+    "lightning_same.curvature",
+    "lightning_same.experiments.study.command",
+    "lightning_same.plots",
+    "lightning_same.two_pass.mixin",
 ]
 
 
