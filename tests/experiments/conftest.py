@@ -5,6 +5,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from support.fresh import fresh_processes
 from support.studies import begin, write_study
 
@@ -39,3 +40,9 @@ def start() -> Iterator[Callable[..., BaseProcess]]:
     yield begun
     for process in started:
         process.kill()
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are written without being drawn, which is most of the work of a report: for tests that look at none."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"<svg/>"))

@@ -1,12 +1,15 @@
 """Both executors keep one interface; and runs that need processes of their own have them."""
 
+import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fresh import fresh_processes
 from support.ray_jobs import Apart, planned, pretend
 from support.speed import slowness
 from support.studies import gone, markers, said, wait_for, wait_until, write_study
@@ -14,6 +17,8 @@ from support.studies import gone, markers, said, wait_for, wait_until, write_stu
 from lightning_same.experiments.study import main
 from lightning_same.experiments.study.environment import differences, versions
 from lightning_same.experiments.study.errors import StudyError
+from lightning_same.experiments.study.executors import processes
+from lightning_same.experiments.study.executors.events import Event
 from lightning_same.experiments.study.executors.landing import LANDING, land, pack, remove_landings
 from lightning_same.experiments.study.executors.processes import Processes
 from lightning_same.experiments.study.executors.ray_worker import Job, look, perform
@@ -22,10 +27,17 @@ from lightning_same.experiments.study.own_process import planned_devices
 from lightning_same.experiments.study.plan import Study
 
 
-def test_processes_yield_what_happens(tmp_path: Path) -> None:
+def events_of(names: Sequence[str], folder: Path) -> list[Event]:
+    """In a process whose workers can be forked: it has trained nothing itself."""
+    processes._CONTEXT = multiprocessing.get_context("fork")
     with Processes(2, perform=pretend) as executor:
-        assert executor.check(planned("a"), tmp_path, 1) == []
-        events = list(executor.run_all(planned("a", "fail", "b"), tmp_path, 1))
+        assert executor.check(planned(names[0]), folder, 1) == []
+        return list(executor.run_all(planned(*names), folder, 1))
+
+
+def test_processes_yield_what_happens(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, fresh_processes()) as one:
+        events = one.submit(events_of, ("a", "fail", "b"), tmp_path).result()
     of = {name: [(e.kind, e.value) for e in events if e.run.name == name] for name in ("a", "fail", "b")}
     assert of["a"] == of["b"] == [("started", ""), ("epoch", 1), ("done", None)]
     why = f"RuntimeError: this run fails (see {tmp_path / 'fail.log'})"

@@ -111,6 +111,7 @@ AT_ONCE = 3
 """A report on four runs takes two seconds: three are damaged, each in a way of its own, and one stays as it is."""
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("damaged", [DAMAGED[start : start + AT_ONCE] for start in range(0, len(DAMAGED), AT_ONCE)])
 def test_a_finished_run_that_is_damaged_is_told_and_left_out(
     damaged: list[tuple[str, Callable[[Path], None]]], results: Path, capsys: pytest.CaptureFixture[str]
@@ -186,6 +187,7 @@ def test_done_json_says_where_and_with_what_the_run_was_trained(undisturbed: Pat
     assert "The runs differ in" not in (undisturbed / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -211,6 +213,7 @@ def without_checksums(results: Path) -> None:
         path.write_text(json.dumps({key: value for key, value in outcome.items() if key not in ("files", "check")}))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_without_checksums_are_told(study: str, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     without_checksums(results)
     assert ended(capsys, "report", str(results))[0] == 0
@@ -220,6 +223,7 @@ def test_runs_without_checksums_are_told(study: str, results: Path, capsys: pyte
     assert ended(capsys, "--config", study, "--results", str(results), "--dry-run")[0] == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_without_checksums_that_are_short_are_told(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     without_checksums(results)
     metrics = results / RUN / "metrics.csv"
@@ -282,6 +286,7 @@ def test_figures_of_the_last_report_go_when_the_next_has_none(
     assert not (results / "figures" / "fractions-1.svg").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     "list_of_files", ["{", "[]", '{"../../mine.csv": "x", "mine.csv": "x", "tables/../mine.csv": 3}']
 )
@@ -328,6 +333,7 @@ def test_a_fit_that_logs_nothing_fails_at_once(tmp_path: Path) -> None:
 # Moved, removed
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_results_removed_while_the_study_runs_are_not_stranded(
     study: str, start: Callable[..., BaseProcess], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

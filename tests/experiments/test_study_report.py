@@ -99,6 +99,7 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     assert len(text) < 6e6
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_charts_have_what_was_measured(tmp_path: Path) -> None:
     rho = "sam.init_args.rho"
     runs = [run_of("SGD", seed) for seed in range(2)]
@@ -142,6 +143,7 @@ def test_one_measurement_makes_no_axes(tmp_path: Path) -> None:
     assert {"curve-grad_norm-base", "accuracy-against-top_eigenvalue"} <= set(names)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_was_found_is_first_and_the_method_last(tmp_path: Path) -> None:
     runs = [run_of(method, seed, sam=same(1)) for method in ("SAM", "SAME 1") for seed in range(5)]
     write_runs(tmp_path, runs, lambda run: 0.4 + (0.05 + 0.002 * run.seed) * (run.method != "SAM"))
@@ -166,6 +168,7 @@ def test_a_report_of_few_metrics_says_what_is_missing(tmp_path: Path) -> None:
     assert "| SGD | early | 1 | +0.0 open | +5.0 open | open |" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_of_the_users_own_speaks_of_hypotheses(tmp_path: Path) -> None:
     runs = [run_of(method, seed, sam=same(1)) for method in ("SAM", "SAME 1") for seed in range(3)]
     own = report_on(tmp_path / "own", runs, claims={"SAME 1": {"late": ["less", "greater"]}})
@@ -177,6 +180,7 @@ def test_a_study_of_the_users_own_speaks_of_hypotheses(tmp_path: Path) -> None:
     assert "| the notes | claim |" in report_on(tmp_path / "notes", runs, claims="notes")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_collapsed_run_is_counted_and_in_no_difference(tmp_path: Path) -> None:
     runs = [run_of(method, seed, sam=same(1)) for method in ("SAM", "SAME 1") for seed in range(4)]
     report_on(tmp_path, runs)
@@ -201,6 +205,7 @@ def test_a_report_of_one_method_has_no_comparison(tmp_path: Path) -> None:
     assert "No pair of runs is finished that could be compared with SAM." in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_grid_has_the_radius_down_and_the_rest_across(tmp_path: Path) -> None:
     rho, condition = "sam.init_args.rho", "sam.init_args.condition"
     runs = [run_of("SGD", seed) for seed in range(2)]
@@ -222,6 +227,7 @@ def test_many_variants_are_drawn_a_few_to_a_picture(tmp_path: Path) -> None:
     assert names == ["curve-val-accuracy-1", "curve-val-accuracy-2"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_second_report_leaves_nothing_of_the_first(tmp_path: Path) -> None:
     runs = [run_of("SAM", 0)] + [run_of(f"method {k}", 0) for k in range(9)]
     report_on(tmp_path, runs, monitors=False)
@@ -235,6 +241,7 @@ def test_a_second_report_leaves_nothing_of_the_first(tmp_path: Path) -> None:
     assert "Not finished, and not in what follows: 8 of 10 runs of seed 0." in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_many_unfinished_runs_are_counted_by_seed(tmp_path: Path) -> None:
     runs = [run_of(f"method {k}" if k else "SAM", seed) for seed in (0, 9, 10) for k in range(4)]
     report_on(tmp_path, runs, monitors=False)
@@ -243,6 +250,7 @@ def test_many_unfinished_runs_are_counted_by_seed(tmp_path: Path) -> None:
     assert said == "Not finished, and not in what follows: 3 of 4 runs of seed 9, 4 of 4 runs of seed 10."
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_a_broken_run_is_named(damage: str, tmp_path: Path) -> None:
     runs = [run_of("SAM", 0)]
@@ -266,6 +274,7 @@ def test_a_metric_of_some_epochs_has_its_points_joined() -> None:
     assert [picture.svg for picture in gapped] == [picture.svg for picture in whole]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_shows_the_setting_of_the_most_methods_first(tmp_path: Path) -> None:
     rho = "sam.init_args.rho"
     runs = [run_of("SAM", seed, {rho: r}) for r in (0.1, 0.2, 0.3) for seed in range(2)]

@@ -3,6 +3,8 @@
 import json
 import math
 import signal
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +17,10 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from support.planted import run_of, same, study_of
-from support.studies import MARKER, write_study
+from support.studies import MARKER, said, write_study
 from torch import nn
 
 from lightning_same.experiments import DigitsData, ImageClassifier, SmallCNN
-from lightning_same.experiments.study import main
 from lightning_same.experiments.study.claims import NOTES, expected_of
 from lightning_same.experiments.study.plan import Study
 from lightning_same.experiments.study.report import write_report
@@ -115,10 +116,12 @@ def test_a_fit_that_was_interrupted_is_not_finished(tmp_path: Path) -> None:
     assert not finished(run, tmp_path / "runs")
 
 
-def test_a_run_has_the_threads_that_the_study_asks_for(tmp_path: Path) -> None:
+def test_a_run_has_the_threads_that_the_study_asks_for(start: Callable[..., BaseProcess], tmp_path: Path) -> None:
     once = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 1}
     config = write_study(tmp_path, methods={"SAM": {"sam": None}}, seeds=1, threads=2, options=once)
-    main(["--config", config, "--results", str(tmp_path / "results")])
+    process = start(tmp_path / "results", "--config", config)
+    process.join()
+    assert process.exitcode == 0, said(tmp_path / "results")
     (marker,) = tmp_path.glob(f"results/runs/*/{MARKER}")
     assert json.loads(marker.read_text())["threads"] == 2
 
