@@ -51,7 +51,7 @@ class TensorGroups:
         with torch.no_grad():
             shards = locals_of(self.tensors)
         for tensor, shard in zip(self.tensors, shards, strict=True):
-            memory = shard.data
+            memory = _memory_of(shard)
             is_dense = type(shard) in PLAIN and shard.layout == torch.strided
             vector = flattened(memory) if is_dense else None
             if vector is None:
@@ -122,7 +122,7 @@ class TensorCopies:
         moved = bool(self._copies) and self._of.have_moved()
         for group, copies in self._copies:
             if moved:
-                yield [tensor.data for tensor in locals_of(group.tensors)], list(map(_shaped, copies, group.shapes))
+                yield list(map(_memory_of, locals_of(group.tensors))), list(map(_shaped, copies, group.shapes))
             else:
                 yield group.memory, copies
 
@@ -145,9 +145,15 @@ def _places_of(tensors: Sequence[Tensor]) -> list[object]:
             with torch.no_grad():
                 tensors = locals_of(tensors)
         places: list[object] = [*addresses_of(tensors), *map(Tensor.size, tensors), *map(_dtype_of, tensors)]
-        if STRIDED.issuperset(map(_layout_of, tensors)):
-            places += map(Tensor.stride, tensors)
+        if not STRIDED.issuperset(map(_layout_of, tensors)):
+            tensors = [tensor for tensor in tensors if tensor.layout == torch.strided]
+        places += map(Tensor.stride, tensors)
     return places
+
+
+def _memory_of(shard: Tensor) -> Tensor:
+    """A tensor through ``.data``; one in COO itself, for a copy into its ``.data`` would not be one into it."""
+    return shard if shard.layout == torch.sparse_coo else shard.data
 
 
 def _copies(memory: list[Tensor]) -> list[Tensor]:

@@ -89,12 +89,16 @@ def test_a_change_is_seen_where_it_is_made(path: str) -> None:
 
 
 @torch.no_grad()
-def test_trained_parameters_and_the_middle_of_long_lists_are_left_out() -> None:
+def test_trained_parameters_and_the_middle_of_long_lists_and_mappings_are_left_out() -> None:
     net = Net()
+    net.mapping = dict.fromkeys(range(3 * ITEMS), 0)
     before = fingerprint(net)
     net.layer.weight.add_(1)
-    net.long[ITEMS] = 1
+    net.long[ITEMS] = net.mapping[ITEMS] = net.mapping[2 * ITEMS - 1] = 1
     assert before == fingerprint(net)
+    for key in (ITEMS - 1, 2 * ITEMS):
+        net.mapping[key] = 1
+        assert before != (before := fingerprint(net))
 
 
 def test_objects_are_looked_into_so_far_and_a_cycle_ends() -> None:

@@ -328,3 +328,69 @@ def test_it_is_of_one_module_and_of_one_choice_of_attributes() -> None:
     before = latest.of(two, unheld(two), UNHELD)[0]
     assert latest.of(two, unheld(two), UNHELD)[0] is before
     assert latest.of(two, unheld(two), UNHELD | {"training"})[0] is not before
+
+
+def in_coo() -> Tensor:
+    return torch.eye(3).to_sparse()
+
+
+def in_csr() -> Tensor:
+    return torch.eye(3).to_sparse_csr()
+
+
+def with_gaps() -> Tensor:
+    return torch.ones(3, 6)[:, ::2]
+
+
+@pytest.mark.parametrize("kind", [in_coo, in_csr, with_gaps])
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_a_buffer_that_is_not_dense_comes_back(kind: Callable[[], Tensor], is_moved: bool) -> None:
+    net, latest = Net(), LatestInventory()
+    net.register_buffer("graph", kind())
+    for _ in range(2):
+        start, graph, before = Snapshot(net, unheld(net), latest=latest), net.graph, net.graph.to_dense().clone()
+        graph.mul_(3)
+        if is_moved:
+            net.table.data = net.table.data.clone()
+        start.restore()
+        assert net.graph is graph
+        assert torch.equal(graph.to_dense(), before)
+
+
+@pytest.mark.parametrize("kind", [in_coo, in_csr])
+@pytest.mark.parametrize("change", [nothing, the_memory_of_a_buffer, other_strides_in_the_same_memory])
+def test_beside_a_sparse_buffer_others_are_seen(kind: Callable[[], Tensor], change: Callable[[Net], None]) -> None:
+    net, latest = Net(), LatestInventory()
+    net.register_buffer("graph", kind())
+    net.table.copy_(torch.arange(4.0).view(2, 2))
+    start, before = Snapshot(net, unheld(net), latest=latest), net.table.clone()
+    inventory, _ = latest.of(net, unheld(net), UNHELD)
+    change(net)
+    assert (latest.of(net, unheld(net), UNHELD)[0] is inventory) == (change is nothing)
+    start.restore()
+    assert torch.equal(net.table, before)
+
+
+class Record(list[Any]):
+    """A list of the user's own, which takes back what it had."""
+
+
+class Closed(dict[str, Any]):
+    """Refuses what it is not told in its constructor."""
+
+    def update(self, *_: Any, **__: Any) -> None:
+        raise TypeError
+
+    def clear(self) -> None:
+        raise TypeError
+
+
+def test_a_container_of_the_users_own_comes_back_unless_it_forbids_that() -> None:
+    net = Net()
+    net.record, net.closed = Record([1]), Closed(a=1)
+    start = Snapshot(net, unheld(net))
+    net.record.append(2)
+    net.closed["a"] = 2
+    start.restore()
+    assert net.record == [1]
+    assert net.closed == {"a": 2}
