@@ -132,6 +132,39 @@ def test_all_values_are_those_of_the_analytic_gradients(mixed: bool) -> None:
             } <= row.keys()
 
 
+def test_where_gradients_accumulate_the_first_batch_of_a_window_is_measured() -> None:
+    rows, _ = rows_of(False, accumulate_grad_batches=2)
+    assert len(rows) == 3
+    first = expected_rows()[0]
+    assert {name: rows[0][name] for name in first} == pytest.approx(first, rel=0, abs=1e-12)
+
+
+def test_each_step_has_random_sets_of_its_own() -> None:
+    class Still(Softmax):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+        def train_dataloader(self) -> Any:
+            return loader(8, 8, self.dtype)
+
+    logger = RowLogger()
+    monitor = CheckpointEffectMonitor(every_n_steps=1, noisy_mask=class_zero)
+    fit(build(Still), callbacks=[monitor], logger=logger, max_epochs=2, num_sanity_val_steps=-1)
+    one, other = (row for _, row in logger.rows if "ckpt_effect/whole/clean" in row)
+    differing = {key.split("/")[0] for key in one if key.startswith("ckpt_") and one[key] != other[key]}
+    assert differing == {"ckpt_placebo_count", "ckpt_placebo_norm"}
+
+
+def test_no_validation_batch_counts_twice_after_a_sanity_check() -> None:
+    def last_row(sanity: int) -> dict[str, float]:
+        logger = RowLogger()
+        monitor = CheckpointEffectMonitor(every_n_epochs=1, noisy_mask=class_zero, validation_batches=2)
+        fit(build(Softmax), callbacks=[monitor], logger=logger, max_epochs=2, num_sanity_val_steps=sanity)
+        return next(row for _, row in reversed(logger.rows) if "ckpt_effect/whole/validation" in row)
+
+    assert last_row(1) == last_row(0)
+
+
 @pytest.mark.parametrize("mixed", [True, False])
 def test_two_processes_log_what_one_does(ranks: dict[int, Ranks], mixed: bool) -> None:
     alone, ended = rows_of(mixed)
