@@ -8,6 +8,7 @@ import itertools
 import math
 import tempfile
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_same import SAM, with_sam
 from support.conformance_rules import RHO, RULES, ByHand, moved, put_back
@@ -117,6 +119,9 @@ class EverythingScheduled(Everything):
     def __init__(self, scheduler: str) -> None:
         super().__init__()
         self.scheduler = scheduler
+
+    def train_dataloader(self) -> DataLoader:
+        return loader(32, 8, self.dtype)  # 4 batches: the last window of 3 is short
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01 * self.hparams["lr"])
@@ -273,9 +278,9 @@ def features(folder: Path) -> dict[str, dict[str, Any]]:
         "GradientAccumulationScheduler": {"callbacks": [GradientAccumulationScheduler({0: 1, 1: 3, 2: 2})]},
         "LearningRateMonitor": {"callbacks": [LearningRateMonitor("step")]},
         "detect_anomaly": {"detect_anomaly": True},
-        "limit_train_batches": {"limit_train_batches": 4},
+        "limit_train_batches": {"limit_train_batches": 3},
         "val_check_interval": {"val_check_interval": 2},
-        "max_steps inside an epoch": {"max_steps": 8},
+        "max_steps inside an epoch": {"max_steps": 6},
         "overfit_batches": {"overfit_batches": 2},
         "precision 64-true": {"precision": "64-true"},
     }
@@ -287,21 +292,24 @@ FEATURES = list(features(Path()))
 ACCUMULATING = "GradientAccumulationScheduler"
 
 
+@cache
+def seen_with(feature: str | None, mixed: bool, accumulate: int) -> dict[str, Any]:
+    """Everything that can be observed of a run with a feature, plain or with a forced second pass at rho = 0."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "files")
+        options = {} if feature is None else features(folder)[feature]
+        if feature != ACCUMULATING:
+            options["accumulate_grad_batches"] = accumulate
+        module = build(EverythingScheduled, "epoch")
+        seen = observe(with_sam(module, FORCED) if mixed else module, max_epochs=EPOCHS, **options)
+        files = {file.name: torch.load(file, weights_only=False) for file in sorted(folder.rglob("*.ckpt"))}
+        # The folder's own name is in the state of ModelCheckpoint.
+        return without_paths({"seen": seen, "files": files})
+
+
 def feature_against_lightning(name: str, accumulate: int) -> list[str]:
     """Where a feature makes a forced second pass at rho = 0 differ from plain Lightning."""
-    found = []
-    for mixed in (False, True):
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary, "files")
-            options = features(folder)[name]
-            if name != ACCUMULATING:
-                options["accumulate_grad_batches"] = accumulate
-            module = build(EverythingScheduled, "epoch")
-            seen = observe(with_sam(module, FORCED) if mixed else module, max_epochs=EPOCHS, **options)
-            files = {file.name: torch.load(file, weights_only=False) for file in sorted(folder.rglob("*.ckpt"))}
-            # The folder's own name is in the state of ModelCheckpoint.
-            found.append([without_paths({"seen": seen, "files": files})])
-    return differences(*found)
+    return differences(seen_with(name, False, accumulate), seen_with(name, True, accumulate))
 
 
 def without_paths(value: Any) -> Any:
@@ -322,9 +330,5 @@ def overflows() -> int:
 
 def feature_does_something(name: str) -> bool:
     """Whether a run with the feature is another one than without, so that the comparison means something."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = features(Path(folder))[name]
-        with_it = observe(with_sam(build(EverythingScheduled, "epoch"), FORCED), max_epochs=EPOCHS, **options)
-        files = list(Path(folder).rglob("*.ckpt"))
-    without = observe(with_sam(build(EverythingScheduled, "epoch"), FORCED), max_epochs=EPOCHS)
-    return bool(files) or differences(with_it, without) != []
+    with_it, without = seen_with(name, True, 1), seen_with(None, True, 1)
+    return bool(with_it["files"]) or differences(with_it["seen"], without["seen"]) != []
