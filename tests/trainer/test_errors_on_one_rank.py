@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 
 from lightning_same import GradientNormMonitor, VaSSO, replaying, with_sam
 
-TIMEOUT = 4.0
+TIMEOUT = 2.5
 """Seconds after which a collective gives up, on an idle machine."""
 
 PLACES = ["pass one", "pass two", "probe", "saving"]

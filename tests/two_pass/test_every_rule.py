@@ -17,7 +17,7 @@ from lightning_same import SAME, LookSAM, Rule, VaSSO, with_sam
 
 
 def train(rule: Rule, accumulate: int, folder: str, resume: bool = False) -> list[Tensor]:
-    """Four epochs, of which a resumed run takes the last two; a checkpoint file after each."""
+    """Three epochs, of which a resumed run takes the last; a checkpoint file after each."""
     options: dict[str, Any] = {}
     if torch.distributed.is_initialized():
         strategy = DDPStrategy(process_group_backend="gloo")
@@ -26,7 +26,7 @@ def train(rule: Rule, accumulate: int, folder: str, resume: bool = False) -> lis
         module = with_sam(build(Plain), rule)
         keep = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
         made = trainer(
-            max_epochs=4, callbacks=[keep], enable_checkpointing=True, accumulate_grad_batches=accumulate, **options
+            max_epochs=3, callbacks=[keep], enable_checkpointing=True, accumulate_grad_batches=accumulate, **options
         )
         seed_all(1)
         go_on(made, module, f"{folder}/epoch=1.ckpt" if resume else None)
