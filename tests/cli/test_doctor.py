@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.command import tests as run_tests
 
 from lightning_same.__main__ import main
 from lightning_same.cli.doctor import first_hour, machine, page, self_test
@@ -102,23 +103,9 @@ def test_without_the_repository_the_first_hour_is_refused(
     assert first_hour.find() == ROOT
 
 
-def collected(*options: str) -> str:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests/gpu",
-        "--numprocesses=0",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *options,
-    ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240).stdout
-
-
-def test_the_first_hour_is_complete() -> None:
-    listed = collected("--collect-only", "-m", "gpu or multi_gpu")
+def test_the_first_hour_is_complete(tmp_path: Path) -> None:
+    words = ["--numprocesses=0", "-q", "-p", "no:cacheprovider", "--collect-only", "-m", "gpu or multi_gpu"]
+    listed = run_tests(str(ROOT / "tests" / "gpu"), *words, folder=tmp_path).out
     for file in ("replay", "waits", "precision", "compile", "cost", "curvature", "ddp", "fsdp2", "errors"):
         assert f"tests/gpu/test_{file}.py::" in listed
     assert "deselected" not in listed, "each test there is marked"

@@ -1,13 +1,12 @@
 """Curvature in full float32, whatever TF32 flags say, and recurrent layers without cuDNN."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.command import script
 from support.float32_settings import SETTINGS
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -19,10 +18,11 @@ SCRIPT = Path(__file__).parents[1] / "support" / "float32_settings.py"
 
 
 @pytest.fixture(scope="module")
-def settings() -> dict[str, Any]:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What is allowed before, within and after a product, by what the user has set."""
-    ran = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=True, timeout=120)
-    return dict(json.loads(line) for line in ran.stdout.splitlines())
+    ran = script(SCRIPT, folder=tmp_path_factory.mktemp("settings"))
+    assert ran.code == 0, ran.err
+    return dict(json.loads(line) for line in ran.out.splitlines())
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -1,8 +1,5 @@
 """The loops of docs/fabric_and_pytorch.md end at the weights that the mixin ends at, from the same start and data."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from support.command import script as run_script
 from support.pages import blocks
 from support.paths import DOCS
 from torch import Tensor, nn
@@ -113,11 +111,8 @@ def test_the_fabric_loop_equals_the_mixin_on_one_and_two_processes(tmp_path: Pat
     (tmp_path / script.file).write_text(script.code)
     (tmp_path / "main.py").write_text(MAIN)
     for count in (1, 2):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "main.py", str(count)], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        done = run_script(tmp_path / "main.py", str(count), folder=tmp_path)
+        assert done.code == 0, done.err
     one, two = (torch.load(tmp_path / f"{count}.pt") for count in (1, 2))
     pl.seed_everything(0, verbose=False)
     net = linear()
