@@ -36,7 +36,7 @@ class Kind(Validated):
     """
 
     def __init__(self, way: str, device: str = "cpu") -> None:
-        super().__init__()
+        super().__init__(samples=32)
         self.way, self.kind, self.passes = way, device, Losses()
 
     def configure_model(self) -> None:

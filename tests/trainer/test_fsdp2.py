@@ -31,7 +31,7 @@ class Fractions(Callback):
 
 def train(rule: Rule, micro_batches: int = 1, **options: Any) -> Any:
     seen = Fractions()
-    module = with_sam(build(Sharded), rule, **options)
+    module = with_sam(build(Sharded, samples=32), rule, **options)
     made = fit(
         module,
         accumulate_grad_batches=micro_batches,

@@ -38,7 +38,7 @@ def test_parameters_in_bfloat16(ranks: dict[int, Ranks], rule: Any) -> None:
     with_validation, without = (ranks[2].run(train, rule, "bfloat16", "cpu", each) for each in (True, False))
     assert differences(with_validation[0][0], without[0][0]) == []
     for _, seen in with_validation:
-        assert len(seen) == len(losses) == 24
+        assert len(seen) == len(losses) == 16
         assert all(first != second for first, second in zip(seen[::2], seen[1::2], strict=True))
     both = [sum(pair) / 2 for pair in zip(*(seen for _, seen in with_validation), strict=True)]
     # Later on, rounding of the halves of a batch by themselves tells.

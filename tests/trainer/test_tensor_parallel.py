@@ -29,7 +29,7 @@ def strategy() -> dict[str, Any]:
 
 def train(rule: Rule, folder: str | None = None, resume: bool = False) -> list[Tensor]:
     """Two epochs, of which a resumed run takes the second; a checkpoint file after each, if there is a folder."""
-    module = with_sam(build(TwoDimensional), rule)
+    module = with_sam(build(TwoDimensional, samples=32), rule)
     options: dict[str, Any] = strategy() if torch.distributed.is_initialized() else {}
     if folder is not None:
         keep = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
