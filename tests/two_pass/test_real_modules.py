@@ -121,17 +121,17 @@ def test_weights_written_for_the_first_time_in_the_middle_are_told() -> None:
 
 
 def test_in_pass_two_each_micro_batch_sees_its_own_place() -> None:
-    seen: list[tuple[int, int, bool]] = []
+    seen: list[tuple[int, int, int, bool]] = []
 
     class Watch(ReadsProgress):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             loop = self.trainer.fit_loop.epoch_loop
-            seen.append((self.sam_pass, loop.batch_idx, self.trainer.is_last_batch))
+            seen.append((self.sam_pass, loop.batch_idx, loop.total_batch_idx, self.trainer.is_last_batch))
             return super().training_step(batch, batch_idx)
 
-    fit(with_sam(build(Watch), SAM(0.1)), max_epochs=1, accumulate_grad_batches=3)
+    fit(with_sam(build(Watch), SAM(0.1)), max_epochs=2, accumulate_grad_batches=3)
     passes = {number: [row[1:] for row in seen if row[0] == number] for number in (1, 2)}
-    assert passes[1] == passes[2] == [(index, index == 5) for index in range(6)]
+    assert passes[1] == passes[2] == [(index % 6, index, index % 6 == 5) for index in range(12)]
 
 
 def test_a_loss_at_the_perturbed_weights_stops_no_training() -> None:
