@@ -1,6 +1,7 @@
 """Intervals that cover, equivalence, Holm's correction, and how many seeds it takes."""
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,9 @@ def test_the_interval_is_students() -> None:
 @pytest.mark.parametrize("values", [[], [3.0], [0.1, 0.1, 0.1], [0.1 + 0.2, 0.3, 0.3]])
 def test_without_spread_there_is_no_interval_and_nothing_is_shown(values: list[float]) -> None:
     found = Differences(values, 1.0)
-    assert math.isnan(found.interval().low)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Numpy's, of a standard deviation of one number.
+        assert math.isnan(found.interval().low)
     assert math.isnan(found.interval().high)
     assert found.word == "open"
     assert found.seeds_needed is None
@@ -85,6 +88,19 @@ def test_holms_correction_is_that_of_his_paper() -> None:
 def test_seeds_for_one_point_are_those_of_the_tables_of_power(spread: float, by_t: int, by_equivalence: int) -> None:
     assert seeds_for_difference(spread, 1.0) == by_t
     assert abs(seeds_for_equivalence(spread, 2.0) - by_equivalence) <= 1  # the table rounds up
+
+
+@pytest.mark.parametrize(("delta", "power"), [(1.1, 0.3), (1.5, 0.3), (1.5, 0.5)])
+def test_fewer_seeds_show_equivalence_in_fewer_studies(delta: float, power: float) -> None:
+    rng = np.random.default_rng(0)
+
+    def shown(seeds: int) -> float:
+        draws = rng.normal(size=(50000, seeds))
+        half = scipy.stats.t.ppf(0.95, seeds - 1) * draws.std(axis=1, ddof=1) / math.sqrt(seeds)
+        return float(np.mean(np.abs(draws.mean(axis=1)) + half < delta))
+
+    seeds = seeds_for_equivalence(1.0, delta, power)
+    assert shown(seeds - 1) < power < shown(seeds)
 
 
 @pytest.mark.parametrize("truth", [0.0, 0.02])

@@ -27,11 +27,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    @property
-    def sign(self) -> int:
-        """1 or -1 if the interval lies above or below zero, else 0."""
-        return int(self.low > 0) - int(self.high < 0)
-
 
 class Differences:
     """One difference per paired seed, independent of each other, and what they show.
@@ -75,7 +70,7 @@ class Differences:
 
     @property
     def _error(self) -> float:
-        return self.spread / math.sqrt(max(1, self.seeds))
+        return self.spread / math.sqrt(self.seeds)
 
     def p(self, statement: str) -> float:
         """The p-value of a statement about the true difference; NaN where there is no interval.
