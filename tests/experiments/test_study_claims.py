@@ -224,3 +224,21 @@ def test_an_effect_of_the_first_epochs_alone_is_seen_by_the_cut() -> None:
         "increase per epoch": "greater",
     }
     assert phase_means(curves, 0.25, late=False).shape[0] == len(runs)
+
+
+@pytest.mark.parametrize(("share", "word"), [(0.97, "similar"), (1.03, "open")])
+def test_slopes_are_similar_if_they_lead_no_further_apart_than_delta_by_the_phases_end(share: float, word: str) -> None:
+    """Half the slopes are larger and half are smaller by as much; the 90% interval is that share of delta."""
+    runs = runs_of(6, {"SAME 1": same(1)})
+    study = study_of(runs)
+    length = round(study.early * EPOCHS)
+    # Half the interval of six values of +-1: 2.015 sqrt(6 / 5) / sqrt(6).
+    apart = share * study.delta / (length - 1) / (2.015 / np.sqrt(5))
+    rows = [
+        {"run": run.name, "variant": run.variant, "seed": run.seed, "epoch": epoch}
+        | {metric: 0.5 + (run.method != "SAM") * (-1) ** run.seed * apart * epoch for metric in METRICS.values()}
+        for run in runs
+        for epoch in range(1, EPOCHS + 1)
+    ]
+    words = sensitivity(study, runs, pd.DataFrame(rows)).set_index("measure")["training_is"]
+    assert words["increase per epoch"] == word

@@ -171,6 +171,7 @@ def test_equal_last_names_of_settings_have_a_column_each(tmp_path: Path) -> None
     write_report(study_of(runs), runs, tmp_path)
     grid = pd.read_csv(tmp_path / "tables" / "grid.csv")
     assert len(grid) == 4
+    assert list(grid.columns[:2]) == [theirs, "column"]  # Down goes the option that was swept last.
 
 
 def test_a_hidden_name_is_in_the_legend_and_math_is_text(tmp_path: Path) -> None:
