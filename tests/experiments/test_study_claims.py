@@ -236,7 +236,7 @@ def test_slopes_are_similar_if_they_lead_no_further_apart_than_delta_by_the_phas
     apart = share * study.delta / (length - 1) / (2.015 / np.sqrt(5))
     rows = [
         {"run": run.name, "variant": run.variant, "seed": run.seed, "epoch": epoch}
-        | {metric: 0.5 + (run.method != "SAM") * (-1) ** run.seed * apart * epoch for metric in METRICS.values()}
+        | dict.fromkeys(METRICS.values(), 0.5 + (run.method != "SAM") * (-1) ** run.seed * apart * epoch)
         for run in runs
         for epoch in range(1, EPOCHS + 1)
     ]

@@ -1,5 +1,6 @@
 """What the radius explains, trends, single gains, doses, placebos, sharpness at equal loss and collapsed runs."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 from support.planted import run_of, same, study_of
 
+import lightning_same
 from lightning_same.experiments.study.collapse import collapsed
 from lightning_same.experiments.study.controls import controls, is_control
 from lightning_same.experiments.study.plan import Run
@@ -269,6 +271,39 @@ def test_a_placebo_is_one_of_its_own_checkpoint_gain_and_radius() -> None:
         assert is_control({"sam": {"class_path": "RandomGains", "init_args": other}}, same) is expected
     assert not is_control({"sam": {"class_path": "RandomGains", "init_args": fitting | {"rho": 0.1}}}, same)
     assert not is_control({"sam": None}, same)
+
+
+RULES = [lightning_same.SAME, lightning_same.CustomSAME, lightning_same.SANER, lightning_same.CheckpointGains]
+
+
+@pytest.mark.parametrize("rule", [*RULES, lightning_same.CheckpointDose, lightning_same.RandomGains])
+def test_an_option_that_is_left_out_has_the_rules_own_default(rule: type) -> None:
+    """A study knows the rules by their configurations alone."""
+
+    def run(rule: type, **given: Any) -> Run:
+        return configured(rule.__name__, rule.__name__, 0, swept=False, **given, rho=0.1)
+
+    def known(run: Run) -> list[Any]:
+        all_of_it = 1 + lightning_same.CheckpointDose().dose
+        others = [
+            {"sam": {"class_path": "SAME", "init_args": {"rho": 0.1}}},
+            {"sam": {"class_path": "RandomGains", "init_args": {"rho": 0.1}}},
+            {"sam": {"class_path": "CheckpointGains", "init_args": dict.fromkeys(CKPTS, all_of_it) | {"rho": 0.1}}},
+        ]
+        norms = pd.DataFrame(
+            {f"grad_norm/{name}": 0.5 for name in CKPTS} | {"grad_norm/perturbed": 1.0},
+            pd.MultiIndex.from_tuples([(run.variant, 0)], names=["variant", "seed"]),
+        )
+        pairs = [(is_control(run.config, other), is_control(other, run.config)) for other in others]
+        return [gains_of(run.config), pairs, doses([run], {"late": norms}).to_dict("records")]
+
+    defaults = {
+        name: option.default
+        for name, option in inspect.signature(rule).parameters.items()
+        if name in ("ckpt", "condition", "alpha", "dose", *CKPTS)
+    }
+    assert defaults
+    assert known(run(rule)) == known(run(rule, **defaults))
 
 
 def test_sharpness_is_compared_at_the_loss_that_both_have_reached() -> None:
