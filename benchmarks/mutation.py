@@ -16,8 +16,8 @@ which functions each of them calls (`reach.py`): a fault inside a function is tr
 quickest first, as far as ``--seconds`` go, and of one with many parameters some (``--cases``).
 
 A fault is found by a test that fails twice, the second time alone: not by one that fails now and then. One that makes
-the tests hang is found, too: they compute for many times as long as without it, or not at all for `IDLE` seconds. Time
-on a clock decides nothing, so the run may have the lowest priority of a busy machine. Needs Linux.
+the tests hang is found, too: they compute for many times as long as without it, or hardly at all for `IDLE` seconds.
+Time on a clock decides nothing else, so the run may have the lowest priority of a busy machine. Needs Linux.
 """
 
 import argparse
