@@ -37,7 +37,9 @@ EXAMPLES = "tests/test_doctests.py"
 SEVERAL = {
     "lightning_same/gradients/grads.py": ["tests/gradients/test_partial_grads.py"],
     "lightning_same/gradients/sharding.py": ["tests/trainer/test_fsdp2_ways.py"],
+    "lightning_same/two_pass/checks.py": ["tests/two_pass/test_ascent_and_accumulation.py"],
     "lightning_same/two_pass/fit.py": ["tests/trainer/test_fsdp2_ways.py"],
+    "lightning_same/two_pass/step.py": ["tests/two_pass/test_ascent_and_accumulation.py"],
 }
 """Tests on several processes, for a file's faults that no test on one process finds: they take a minute and more."""
 

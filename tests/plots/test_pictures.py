@@ -54,6 +54,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"csv": folder / "CSVLogger", "tensorboard": folder / "TensorBoardLogger", "both": folder}
 
 
+def test_the_name_of_an_area_is_at_its_middle() -> None:
+    heights = [0.3, 0.1, 0.2, 0.15, 0.25]
+    table = pd.DataFrame([heights] * 4, columns=FRACTIONS, index=pd.RangeIndex(4, name="step"))
+    (axes,) = draw_fractions(table).axes
+    names = [text for text in axes.texts if text.get_text()]
+    places = axes.transAxes.inverted().transform([text.get_window_extent().get_points().mean(axis=0) for text in names])
+    assert places[:, 1] == pytest.approx(np.cumsum(heights) - np.array(heights) / 2, abs=0.03)
+
+
 def test_both_loggers_are_read_alike(runs: dict[str, Path]) -> None:
     tables = {name: read_metrics(runs[name] / "version_0") for name in ("csv", "tensorboard")}
     for table in tables.values():
