@@ -37,9 +37,14 @@ def starts_processes(item: pytest.Item) -> bool:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """One worker runs all tests of several processes. Said here, since xdist reads it before any later hook of ours."""
+    """One worker runs all tests of several processes, and one those of a study that is trained once for all of them.
+
+    Said here, since xdist reads it before any later hook of ours.
+    """
     if starts_processes(item):
         item.add_marker(pytest.mark.xdist_group("ranks"))
+    elif "undisturbed" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group("study"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,10 +7,12 @@ import pytest
 
 from lightning_same.__main__ import COMMANDS, main
 
+LOADED = "{name.partition('.')[0] for name in sys.modules}"
 
-def loaded_by(code: str) -> set[str]:
-    """The top-level modules that a fresh process has loaded after some code."""
-    code += "\nimport sys\nprint('modules:', *{name.partition('.')[0] for name in sys.modules})"
+
+def loaded_by(code: str, after: str = "") -> set[str]:
+    """The top-level modules that some code loads in a fresh process, after other code."""
+    code = f"import sys\n{after}\nbefore = {LOADED}\n{code}\nprint('modules:', *({LOADED} - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.rpartition("modules:")[2].split())
 
@@ -42,9 +44,9 @@ def test_what_needs_no_torch_starts_without_it(code: str) -> None:
 
 
 def test_a_public_name_loads_nothing_that_lightning_does_not() -> None:
-    loaded = loaded_by("import lightning_same\nfor name in lightning_same.__all__: getattr(lightning_same, name)")
-    assert "lightning" in loaded
-    assert not (loaded - loaded_by("import lightning.pytorch, torchmetrics, scipy")) & HEAVY
+    code = "import lightning_same\nfor name in lightning_same.__all__: getattr(lightning_same, name)"
+    code += "\nassert 'lightning_same.two_pass.mixin' in sys.modules"
+    assert not loaded_by(code, after="import lightning.pytorch, torchmetrics, scipy") & HEAVY
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
