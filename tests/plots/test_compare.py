@@ -250,6 +250,18 @@ def test_watch_draws_again_when_more_is_logged(
     assert seen[0] != seen[1]
 
 
+def test_watch_tells_the_last_step_of_all_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, steps in ("short", 3), ("long", 7):
+        (tmp_path / name).mkdir()
+        rows = "".join(f"{1 / (step + 1)},{step}\n" for step in range(steps + 1))
+        (tmp_path / name / "metrics.csv").write_text(f"val/loss,step\n{rows}")
+    when_it_sleeps(monkeypatch)
+    main([str(tmp_path / "short"), str(tmp_path / "long"), "--metric", "val/loss", "--watch"])
+    assert "Drawn at step 7." in capsys.readouterr().out
+
+
 def test_watch_ends_if_it_cannot_write(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

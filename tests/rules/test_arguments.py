@@ -7,9 +7,25 @@ import pytest
 from support.checkpoint_rules import CASES
 
 import lightning_same
-from lightning_same import ASAM, SAM, SAME, SANER, CheckpointGains, CheckpointSelect, CustomSAME, Rule
-from lightning_same.rules.perturbations import Adaptive
-from lightning_same.rules.timing import Every
+from lightning_same import (
+    ASAM,
+    SAM,
+    SAME,
+    SANER,
+    WSAM,
+    CheckpointDose,
+    CheckpointGains,
+    CheckpointSelect,
+    CustomSAME,
+    FriendlySAM,
+    LookSAM,
+    RandomGains,
+    Rule,
+    VaSSO,
+)
+from lightning_same.rules.perturbations import Adaptive, Friendly, StochasticRounding, VarianceSuppressed
+from lightning_same.rules.schedules import Ramp
+from lightning_same.rules.timing import Every, LargeGradient, LastFraction, RandomSteps
 
 
 def test_reprs_say_what_was_chosen() -> None:
@@ -62,6 +78,40 @@ def test_rules_are_values() -> None:
 def test_bad_arguments_are_named(make: Callable[[], Rule], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+BOUNDS: list[tuple[Callable[[float], object], list[float], list[float]]] = [
+    (SAM, [0], [-1e-3]),
+    (lambda x: ASAM(eta=x), [0], [-1e-3]),
+    (Adaptive, [0], [-1e-3]),
+    (lambda x: FriendlySAM(keep=x), [0, 1], [-1e-3, 1.001]),
+    (lambda x: Friendly(keep=x), [0, 1], [-1e-3, 1.001]),
+    (lambda x: VaSSO(theta=x), [1e-3, 1], [0, 1.001]),
+    (VarianceSuppressed, [1e-3, 1], [0, 1.001]),
+    (lambda x: StochasticRounding(seed=int(x)), [0], [-1]),
+    (lambda x: WSAM(gamma=x), [0, 0.999], [-1e-3, 1]),
+    (lambda x: LookSAM(k=int(x)), [1], [0]),
+    (lambda x: Every(int(x)), [1], [0]),
+    (RandomSteps, [0, 1], [-1e-3, 1.001]),
+    (lambda x: RandomSteps(0.5, seed=int(x)), [0], [-1]),
+    (LastFraction, [0, 1], [-1e-3, 1.001]),
+    (lambda x: LargeGradient(keep=x), [0, 1], [-1e-3, 1.001]),
+    (lambda x: Ramp(0, 1, int(x)), [0], [-1]),
+    (lambda x: SANER(warmup_epochs=int(x)), [0], [-1]),
+    (CustomSAME, [1e-3, 1], [0, 1e-39]),
+    (lambda x: RandomGains(seed=int(x)), [0], [-1]),
+    (lambda x: RandomGains(ckpt=int(x)), [1, 4], [0, 5]),
+    (lambda x: CheckpointDose(ckpt=int(x)), [1, 4], [0, 5]),
+]
+
+
+@pytest.mark.parametrize(("make", "good", "bad"), BOUNDS)
+def test_the_ends_of_a_range(make: Callable[[float], object], good: list[float], bad: list[float]) -> None:
+    for number in good:
+        make(number)
+    for number in bad:
+        with pytest.raises(ValueError, match="must be"):
+            make(number)
 
 
 def test_numpy_numbers_are_numbers() -> None:

@@ -49,6 +49,13 @@ def test_a_radius_that_follows_the_learning_rate() -> None:
     assert rows == [(step, pytest.approx(value)) for step, value in enumerate(expected)]
 
 
+def test_a_radius_is_logged_once_for_each_window() -> None:
+    logger = RowLogger()
+    with float64():
+        fit(with_sam(Net(), SAM(Cosine(0.3))), max_epochs=1, accumulate_grad_batches=2, logger=logger)
+    assert [step for step, row in logger.rows if "sam/rho" in row] == list(range(STEPS // 2))
+
+
 def test_a_constant_radius_is_not_logged() -> None:
     made = fit(with_sam(Net().float(), None), max_epochs=1, max_steps=0)
     assert "sam/rho" not in made.callback_metrics

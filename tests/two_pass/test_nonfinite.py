@@ -15,6 +15,7 @@ from support.ranks import Ranks
 from torch import Tensor, nn
 
 from lightning_same import AESAM, GSAM, SAM, SAME, SANER, FriendlySAM, LookSAM, MomentumSAM, Rule, VaSSO, with_sam
+from lightning_same.rules.combinations import Perturbed
 from lightning_same.rules.perturbations import VarianceSuppressed
 
 BAD = 3
@@ -180,6 +181,22 @@ def test_a_step_is_dropped_for_its_base_gradient_alone(bad: float) -> None:
     module = with_sam(build(Faulty, (1,), bad=bad), rule, nonfinite="skip")
     assert fit(module).callback_metrics["sam/skipped_steps"] == 1
     assert all(param.isfinite().all() for param in module.parameters())
+
+
+class Counted(Perturbed):
+    """Notes in the memory each step that it has made, whatever becomes of it."""
+
+    stateful = True
+    needs_grads = True
+
+    def combine_(self, grads: Any, perturbed_grads: Any, at: Any, memory: Any) -> None:
+        memory.numbers["made"] = memory.numbers.get("made", 0.0) + 1
+
+
+def test_what_a_combination_has_kept_of_a_dropped_step_is_forgotten() -> None:
+    look = Look()
+    fit(with_sam(build(Faulty, (2,)), Rule(0.3, combination=Counted()), nonfinite="skip"), callbacks=[look])
+    assert look.before[2][0]["numbers"] == look.after[2][0]["numbers"] == {"made": BAD}
 
 
 def train(passes: tuple[int, ...], rank: int, options: dict[str, Any]) -> Any:
