@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from support.checkpoint_rules import CASES
 
 import lightning_same
@@ -19,13 +20,21 @@ from lightning_same import (
     CustomSAME,
     FriendlySAM,
     LookSAM,
+    Memory,
     RandomGains,
     Rule,
     VaSSO,
 )
-from lightning_same.rules.perturbations import Adaptive, Friendly, StochasticRounding, VarianceSuppressed
-from lightning_same.rules.schedules import Ramp
-from lightning_same.rules.timing import Every, LargeGradient, LastFraction, RandomSteps
+from lightning_same.rules.combinations import Combination, Elementwise
+from lightning_same.rules.perturbations import (
+    Adaptive,
+    Friendly,
+    Perturbation,
+    StochasticRounding,
+    VarianceSuppressed,
+)
+from lightning_same.rules.schedules import Ramp, Schedule
+from lightning_same.rules.timing import Every, LargeGradient, LastFraction, RandomSteps, Timing
 
 
 def test_reprs_say_what_was_chosen() -> None:
@@ -125,3 +134,27 @@ def test_numpy_numbers_are_numbers() -> None:
 def test_parts_of_the_wrong_kind_are_named(name: str) -> None:
     with pytest.raises(TypeError, match=f"SAM: `{name}` must be a {name.title()}, got 'every'"):
         SAM(**{name: "every"})
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [
+        (Perturbation, "direction"),
+        (Combination, "combine_"),
+        (Elementwise, "formula"),
+        (Timing, "active"),
+        (Schedule, "value"),
+    ],
+)
+def test_a_part_without_its_formula_cannot_be_made(part: type, method: str) -> None:
+    with pytest.raises(TypeError, match=f"abstract .*{method}"):
+        type("Incomplete", (part,), {})()
+
+
+@pytest.mark.parametrize("rule", [SAME(1, 2.0), LookSAM(k=2)], ids=repr)
+def test_d_has_no_history(rule: Rule) -> None:
+    g, s = (torch.tensor([1.0, -2.0], requires_grad=True) * factor for factor in (1.0, 2.0))
+    memory = Memory([torch.zeros(2)])
+    (d,) = rule.combine([g], [s], memory=memory)
+    assert not d.requires_grad
+    assert not any(kept.requires_grad for kept in memory.get("looksam.orthogonal") if kept is not None)

@@ -92,3 +92,31 @@ def test_a_memory_is_loaded_by_names() -> None:
     loaded = Memory(list(params.values()))
     loaded.load_state_dict(state, params)
     assert [None if m is None else m.tolist() for m in loaded.get("m")] == [[3.0, 3.0], None, None, [1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ([], "its memory must hold `numbers` and `tensors`, got"),
+        ({"numbers": {}}, "its memory must hold `numbers` and `tensors`, got a mapping with"),
+        ({"numbers": [1.0], "tensors": {}}, "`numbers` must be numbers by name"),
+        ({"numbers": {"a": 1.0, "b": "2"}, "tensors": {}}, "`numbers` must be numbers by name"),
+        ({"numbers": {}, "tensors": [torch.zeros(2)]}, "`tensors` must be tensors by name"),
+        ({"numbers": {}, "tensors": {"m": [torch.zeros(2)]}}, "`m` must hold a tensor for each parameter"),
+        ({"numbers": {}, "tensors": {"m": {"w": 1.0}}}, r"`m` of w must be a tensor of shape \(2,\), got 1"),
+        ({"numbers": {}, "tensors": {"m": {"w": torch.zeros(3)}}}, r"`m` of w .* \(2,\), got one of shape \(3,\)"),
+    ],
+)
+def test_what_no_memory_has_saved_is_refused_and_changes_nothing(state: Any, why: str) -> None:
+    w = torch.zeros(2)
+    memory = Memory([w])
+    memory.numbers["kept"] = 1.0
+    with pytest.raises(ValueError, match=why):
+        memory.load_state_dict(state, {"w": w})
+    assert memory.state_dict({w: "w"}) == {"numbers": {"kept": 1.0}, "tensors": {}}
+
+
+def test_tensors_of_unknown_names_may_be_of_any_kind() -> None:
+    memory = Memory([torch.zeros(2)])
+    memory.load_state_dict({"numbers": {"a": 1, "b": 2.5}, "tensors": {"m": {"gone": torch.zeros(9)}}}, {})
+    assert memory.numbers == {"a": 1, "b": 2.5}
