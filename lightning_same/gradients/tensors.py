@@ -178,9 +178,13 @@ def add_scaled_(
         tensor([2., 4.])
     """
     lists = (vectors, *others, tensors)
-    for factor in set(factors):
-        chosen = [other == factor for other in factors]
-        for *parts, target in by_kind(*(lists if all(chosen) else [list(compress(part, chosen)) for part in lists])):
+    different = set(factors)
+    for factor in different:
+        alike = lists
+        if len(different) > 1:
+            chosen = [other == factor for other in factors]
+            alike = tuple([list(compress(part, chosen)) for part in lists])
+        for *parts, target in by_kind(*alike):
             here = scale.to(target[0].device)
             if formula is None and target[0].dtype == parts[0][0].dtype == here.dtype:
                 _add_scaled_alike(target, parts[0], here, factor)

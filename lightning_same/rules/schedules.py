@@ -147,4 +147,5 @@ def value(of: float | Schedule, at: Progress) -> float:
     Raises:
         ValueError: if a schedule needs the length of the training and it is not known.
     """
-    return of.value(at) if isinstance(of, Schedule) else of
+    # A float first, as nearly always: an abstract class asks slowly whether something is its instance.
+    return of if type(of) is float or not isinstance(of, Schedule) else of.value(at)

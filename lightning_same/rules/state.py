@@ -3,14 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import compress
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_same.gradients.sharding import local, spread_like, whole_of
+from lightning_same.gradients.sharding import local, locals_of, spread_like, whole_of
 from lightning_same.gradients.tensors import Formula, copy_all_, elementwise_, global_norm
+
+_fit_of = attrgetter("shape", "dtype", "device")
+"""What a buffer must have in common with the tensor that it is for."""
 
 
 class Memory:
@@ -60,7 +63,11 @@ class Memory:
 
         They are the same at every call, so that no step allocates them anew. They are not part of the content.
         """
-        return [_buffer(self._scratch, param, local(param)) for param in self._params]
+        likes = locals_of(self._params)
+        buffers = [buffer for param in self._params if (buffer := self._scratch.get(param)) is not None]
+        if list(map(_fit_of, buffers)) != list(map(_fit_of, likes)):
+            buffers = [_buffer(self._scratch, param, like) for param, like in zip(self._params, likes, strict=True)]
+        return buffers
 
     def get(self, name: str) -> list[Tensor | None]:
         """The tensors that are kept under ``name``, one per parameter, read only; None where there is none.
@@ -216,7 +223,7 @@ def _kind(value: Any) -> str:
 def _buffer(buffers: dict[Tensor, Tensor], param: Tensor, like: Tensor) -> Tensor:
     """The buffer of a parameter, made anew if it does not fit."""
     buffer = buffers.get(param)
-    if buffer is None or (buffer.shape, buffer.dtype, buffer.device) != (like.shape, like.dtype, like.device):
+    if buffer is None or _fit_of(buffer) != _fit_of(like):
         buffer = buffers[param] = torch.empty_like(like, requires_grad=False)
     return buffer
 
