@@ -106,7 +106,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(
 
 def test_a_run_that_is_not_there_is_named(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "--config", study, "--results", str(tmp_path / "r"), "--run", "SGD_seed=0")
-    assert "There is no run 'SGD_seed=0' in this study. Its runs: SAM_seed=0, " in message
+    assert "There is no run 'SGD_seed=0' in this study. Did you mean SAM_seed=0? Its runs: SAM_seed=0, " in message
 
 
 def test_a_nearly_full_disk_is_refused(

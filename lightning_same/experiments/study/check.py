@@ -17,7 +17,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 
-from lightning_same.cli.errors import one_line, root
+from lightning_same.cli.errors import did_you_mean, one_line, root
 from lightning_same.cli.explanations import explained
 from lightning_same.cli.fit import SAMCLI
 from lightning_same.experiments.classifier import ImageClassifier
@@ -161,12 +161,13 @@ def check_names(wanted: Iterable[str], known: Iterable[str]) -> None:
     """Refuse a run that the study does not have.
 
     Raises:
-        StudyError: names the runs that there are.
+        StudyError: names the nearest run, and all that there are.
     """
     names = list(known)
     for name in wanted:
         if name not in names:
-            raise StudyError(f"There is no run {name!r} in this study. Its runs: {', '.join(names)}.")
+            meant = f"{did_you_mean(name, names)} Its runs: ".lstrip()
+            raise StudyError(f"There is no run {name!r} in this study. {meant}{', '.join(names)}.")
 
 
 @contextmanager
