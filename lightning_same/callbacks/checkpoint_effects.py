@@ -168,10 +168,10 @@ class CheckpointEffectMonitor(Monitor):
         rule, radius_of = ascent(trainer, module, self.rho)
         radii = None if radius_of is None else [radius_of.get(param, 0.0) for param in params]
         # A compiled backward runs once only, and two parts of one forward take two.
-        with undisturbed(trainer, module) as rewind, torch.compiler.set_stance("force_eager"):
+        with undisturbed(trainer, module) as before, torch.compiler.set_stance("force_eager"):
             base = self._parts(trainer, module, batch, params)
             grads = _sum(base)
-            rewind()
+            before.restore()
             with rule.perturbed(params, grads, radii):
                 perturbed = self._parts(trainer, module, batch, params)
             perturbed_grads = _sum(perturbed)
@@ -179,7 +179,7 @@ class CheckpointEffectMonitor(Monitor):
             # Validation data may be of another length on each process.
             kept = torch.tensor(float(len(self._kept)), device=module.device)
             if sum_over_processes(trainer, kept).item():
-                rewind()
+                before.restore()
                 take_buffers_of_rank_zero(trainer, module)
                 losses["validation"] = self._validation(trainer, module, params)
         values: dict[str, Tensor] = {}

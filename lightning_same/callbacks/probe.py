@@ -154,7 +154,7 @@ def probe(
 
     def mean_gradient(samples: Samples, ascent: Mapping[Tensor, Tensor] | None = None) -> dict[Tensor, Tensor] | None:
         """The gradient at w, or at the perturbed weights; None if the training step returns None for the batch."""
-        rewind()
+        before.restore()
         with nullcontext() if ascent is None else SAM(rho).perturbed([*ascent], [*ascent.values()]):
             # Without samples too: the forward or the backward may wait for the other processes.
             loss = probe_loss(trainer, module, copy_of(samples.batch), batch_idx, loss_fn)
@@ -166,7 +166,7 @@ def probe(
             return None
         return _mean(trainer, params, grads if samples.weight else None, samples.weight)
 
-    with undisturbed(trainer, module) as rewind:
+    with undisturbed(trainer, module) as before:
         base = mean_gradient(whole)
         base_of_parts = [mean_gradient(samples) for *_, samples in parts] if base else []
         perturbed = mean_gradient(whole, base) if base else None

@@ -110,9 +110,9 @@ class ProbeBatches:
         Before the first measurement batches without one make room for the next ones.
         """
         without = []
-        with undisturbed(trainer, module) as rewind:
+        with undisturbed(trainer, module) as before:
             for batch in self.batches:
-                rewind()
+                before.restore()
                 with torch.enable_grad(), full_precision(trainer, module):
                     without.append(training_loss(module, copy_of(batch), 0) is None)
         # One number where lists are given, whose lengths may differ between the processes.

@@ -78,10 +78,10 @@ class ReplayCheck(Callback):
             return None if loss is None else Outcome([loss.detach()], derivatives(loss, params, module))
 
         fingerprints: list[Mapping[str, str]] = [fingerprint(module)]
-        with undisturbed(trainer, module, in_step=True) as rewind:
+        with undisturbed(trainer, module, in_step=True) as before:
             first = forward_backward()
             fingerprints.append(fingerprint(module))
-            rewind()
+            before.restore()
             fingerprints.append(fingerprint(module))
             replays = [forward_backward()]
             # Compared with what the first has left, which the second should leave too.
@@ -90,7 +90,7 @@ class ReplayCheck(Callback):
             same = replays[0] is None if first is None else replays[0] is not None and first.equals(replays[0])
             differs = torch.tensor(float(not same), device=module.device)
             if sum_over_processes(trainer, differs).item():
-                rewind()
+                before.restore()
                 replays.append(forward_backward())
         if first is None:
             return None

@@ -58,9 +58,10 @@ class FrozenCopies:
 
 def marks_of(params: Sequence[Tensor]) -> tuple[list[int], ...]:
     """What changes when a tensor, or this process's part of it, is written to, or when ``.data`` is replaced."""
-    marks = list(map(_version_of, params)), addresses_of(params)
+    versions = list(map(_version_of, params))
     if not any_sharded(params):
-        return marks
+        return versions, addresses_of(params)
     # An operation on a sharded tensor counts at the tensor, one on the shard at the shard.
     with torch.no_grad():
-        return *marks, list(map(_version_of, locals_of(params)))
+        shards = locals_of(params)
+    return versions, addresses_of(shards), list(map(_version_of, shards))

@@ -3,9 +3,9 @@
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, KeysView, Sequence, ValuesView
 from functools import cached_property, lru_cache, partial, singledispatch
-from itertools import chain, compress
+from itertools import chain, compress, islice
 from operator import attrgetter, call, is_, is_not, itemgetter, methodcaller
 from typing import Any, NamedTuple
 
@@ -15,7 +15,9 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
+from lightning_same.gradients.sharding import any_sharded, locals_of
 from lightning_same.replay.batch import ATOMS, overlaps, storage_of
+from lightning_same.replay.identity import same_objects
 from lightning_same.replay.modules import modules_of, parameters_of
 from lightning_same.replay.tensor_copies import TensorGroups, addresses_of
 from lightning_same.trainer.distributed import sharded_modules
@@ -38,7 +40,6 @@ LENGTH_LIMIT = 1024
 """A list with more items is copied but not looked into, for the same reason."""
 
 _history_of = attrgetter("grad_fn")
-_values_of = methodcaller("values")
 _shallow_copy_of = methodcaller("copy")
 
 Undo = Callable[[], None]
@@ -48,31 +49,32 @@ class Contents(NamedTuple):
     """The objects in a tree of modules at one moment, in the order of its `Inventory`.
 
     Attributes:
-        attributes: of each module, the values.
-        counts: of each module, how many attributes it has, with those that are not held.
-        dicts: copies of dictionaries, among them those of registered parameters, buffers and submodules.
-        lists: copies of lists, sets and deques.
+        objects: the values of the modules' attributes, then those of dictionaries, among them those of registered
+            parameters, buffers and submodules, then the items of lists, sets and deques.
+        keys: of the dictionaries.
+        sizes: how many attributes each module has, with those that are not held, and how many items each dictionary
+            and each list.
         unseen: copies of containers that are not looked into.
     """
 
-    attributes: list[tuple[Any, ...]]
-    counts: list[int]
-    dicts: list[dict[Any, Any]]
-    lists: list[Any]
+    objects: tuple[Any, ...]
+    keys: tuple[Any, ...]
+    sizes: list[int]
     unseen: list[Any]
 
-    def objects(self) -> list[Any]:
-        """All that an inventory looks into, in one list."""
-        in_dicts = map(_values_of, self.dicts)
-        return list(chain(*self.attributes, *in_dicts, *self.lists))
+    def same_layout_as(self, others: "Contents") -> bool:
+        """Whether each module, dictionary and list holds as many objects, under the same keys."""
+        return self.sizes == others.sizes and same_objects(self.keys, others.keys)
 
-    def keys(self) -> list[Any]:
-        """Of the dictionaries, in one list."""
-        return list(chain(*self.dicts))
+    def same_as(self, others: "Contents") -> bool:
+        """Whether the same objects are in the same places."""
+        if self.objects is others.objects:  # One tuple for two: then the layout was the same.
+            return True
+        return same_objects(self.objects, others.objects) and self.same_layout_as(others)
 
-    def sizes(self) -> list[int]:
-        """Of what the objects are in."""
-        return [*self.counts, *map(len, self.dicts), *map(len, self.lists)]
+    def without_unseen(self) -> "Contents":
+        """The same without the copies, which would keep alive what a container has let go of."""
+        return self._replace(unseen=[])
 
 
 class Inventory:
@@ -89,6 +91,7 @@ class Inventory:
         params: registered parameters; one that several modules share comes once for each.
         states: all tensors that a forward may write to, in their groups.
         frozen: parameters of those that are not in ``unheld``, if they are small enough to be held.
+        devices: those of ``unheld``.
         serves_once: whether there is something that is left out now and may be held later.
     """
 
@@ -101,6 +104,8 @@ class Inventory:
         self._names: list[tuple[str, ...]] = []
         self._unheld_names: list[frozenset[str]] = []
         self._dicts: list[dict[Any, Any]] = []
+        self._keys: list[KeysView[Any]] = []
+        self._values: list[ValuesView[Any]] = []
         self._empty: list[dict[Any, Any]] = []  # As most dictionaries of modules are, which is seen sooner.
         self._lists: list[Any] = []
         self._unseen: list[Any] = []
@@ -114,9 +119,11 @@ class Inventory:
         self.states = TensorGroups(self._tensors.values())
         # A parameter that is not there yet has no address.
         self.serves_once |= any(map(nn.parameter.is_lazy, chain(unheld, self.params)))
+        self._located = list({id(param): param for param in chain(unheld, self.params)}.values())
+        self._is_sharded = any_sharded(self._located)
         self._addresses = [] if self.serves_once else self._where_parameters_are()
-        at_first = self.contents()
-        self._objects, self._sizes, self._keys = at_first.objects(), at_first.sizes(), at_first.keys()
+        self.devices = frozenset(param.device for param in unheld)
+        self._latest = self.contents().without_unseen()
         del self._seen, self._tensors
 
     def contents(self) -> Contents:
@@ -125,11 +132,11 @@ class Inventory:
         Raises:
             KeyError: if a module has lost an attribute.
         """
+        attributes = map(call, self._getters, self._module_dicts)
         return Contents(
-            attributes=list(map(call, self._getters, self._module_dicts)),
-            counts=list(map(len, self._module_dicts)),
-            dicts=list(map(_shallow_copy_of, self._dicts)),
-            lists=list(map(_shallow_copy_of, self._lists)),
+            objects=tuple(chain.from_iterable(chain(attributes, self._values, self._lists))),
+            keys=tuple(chain.from_iterable(self._keys)),
+            sizes=list(map(len, chain(self._module_dicts, self._keys, self._lists))),
             unseen=list(map(_shallow_copy_of, self._unseen)),
         )
 
@@ -149,35 +156,58 @@ class Inventory:
             now = self.contents()
         except KeyError:
             return None
-        if any(self._empty) or now.sizes() != self._sizes or not _same(now.keys(), self._keys):
+        if any(self._empty):
             return None
-        objects = now.objects()
-        if not all(map(is_, objects, self._objects)):
-            changed = list(map(is_not, objects, self._objects))
-            kinds = map(type, chain(compress(objects, changed), compress(self._objects, changed)))
-            if not ATOMS.issuperset(kinds):
-                return None
+        latest = self._latest
+        if now.same_as(latest):
+            # With the same tuple, so that putting back sees at once that nothing has changed.
+            return Contents(latest.objects, now.keys, now.sizes, now.unseen)
+        if not now.same_layout_as(latest):
+            return None
+        changed = list(map(is_not, now.objects, latest.objects))
+        kinds = map(type, chain(compress(now.objects, changed), compress(latest.objects, changed)))
+        if not ATOMS.issuperset(kinds):
+            return None
+        self._latest = now.without_unseen()
         return now
 
     def undos(self) -> list[Undo]:
         """For arrays and generators: functions that put back what they hold now."""
         return [undo for make in self._undo_makers if (undo := make()) is not None]
 
-    def put_back(self, held: Contents) -> None:
-        """Put the objects back where they were."""
-        for now, names, unheld, values, count in zip(
-            self._module_dicts, self._names, self._unheld_names, held.attributes, held.counts, strict=True
-        ):
-            now.update(zip(names, values, strict=True))
-            if len(now) > count:
+    def put_back(self, held: Contents, now: Contents | None = None) -> None:
+        """Put the objects back where they were.
+
+        Args:
+            held: where they were.
+            now: where they are, if that is known.
+        """
+        if not self._are_there(held, now):
+            self._put_back_all(held)
+        for container, items in zip(self._unseen, held.unseen, strict=True):
+            refill(container, items)
+
+    def _are_there(self, held: Contents, now: Contents | None) -> bool:
+        try:
+            now = now or self.contents()
+        except KeyError:
+            return False
+        return not any(self._empty) and now.same_as(held)
+
+    def _put_back_all(self, held: Contents) -> None:
+        objects, keys, sizes = iter(held.objects), iter(held.keys), iter(held.sizes)
+        for now, names, unheld in zip(self._module_dicts, self._names, self._unheld_names, strict=True):
+            now.update(zip(names, islice(objects, len(names)), strict=True))
+            if len(now) > next(sizes):
                 for name in now.keys() - unheld - set(names):
                     del now[name]
-        if any(self._empty):
-            for filled in self._empty:
-                filled.clear()
-        containers = chain(self._dicts, self._lists, self._unseen)
-        for container, items in zip(containers, chain(held.dicts, held.lists, held.unseen), strict=True):
-            refill(container, items)
+        for filled in self._empty:
+            filled.clear()
+        for dictionary in self._dicts:
+            count = next(sizes)
+            refill(dictionary, dict(zip(islice(keys, count), islice(objects, count), strict=True)))
+        for container in self._lists:
+            refill(container, list(islice(objects, next(sizes))))
 
     def add(self, value: Any, deep: bool = True) -> None:
         """Look for what can change inside ``value`` while it stays the same object."""
@@ -206,7 +236,10 @@ class Inventory:
                 if buffer is not None:
                     self.add_tensor(buffer)
             for name in REGISTERED:
-                (self._dicts if attributes[name] else self._empty).append(attributes[name])
+                if attributes[name]:
+                    self._add_dict(attributes[name])
+                else:
+                    self._empty.append(attributes[name])
             # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
             states: Any = module._defaults if is_metric else ()
             for name in names[len(REGISTERED) :]:
@@ -247,9 +280,29 @@ class Inventory:
             self._unseen.append(container)
             self.serves_once |= gathered  # When it is emptied, it is looked into.
             return
-        (self._dicts if isinstance(container, dict) else self._lists).append(container)
+        kind: Any = type(container)
+        if isinstance(container, dict):
+            items = self._add_dict(container)
+        elif _shows_all(kind):
+            self._lists.append(container)
+        else:
+            self._unseen.append(container)
+            self.serves_once = True
+            items = container.copy()  # A copy has what iterating does not show.
         for item in items:
             self.add(item)
+
+    def _add_dict(self, dictionary: dict[Any, Any]) -> ValuesView[Any]:
+        """Read a dictionary by views of its own, which show what is there at any time.
+
+        Those of a built-in class: one of the user's may leave some out, or change their order.
+        """
+        cls: Any = type(dictionary)
+        kind: Any = _built_in(cls)
+        self._dicts.append(dictionary)
+        self._keys.append(kind.keys(dictionary))
+        self._values.append(kind.values(dictionary))
+        return self._values[-1]
 
     def add_undo(self, make: Callable[[], Undo | None]) -> None:
         """Hold something by a function that makes its undo; None where there is nothing to be undone."""
@@ -257,7 +310,10 @@ class Inventory:
 
     def _where_parameters_are(self) -> list[int]:
         """What shares the memory of an unheld parameter is left out, so each must be where it was."""
-        return addresses_of([*self._unheld, *self.params])
+        if not self._is_sharded:
+            return addresses_of(self._located)
+        with torch.no_grad():
+            return addresses_of(locals_of(self._located))
 
     def _frozen_to_hold(self) -> list[Tensor]:
         """The parameters that nobody else takes care of; none if they are too large."""
@@ -365,6 +421,18 @@ def _is_refillable(kind: type) -> bool:
         if cls.__module__ not in ("builtins", "collections", "collections.abc", "typing")
         for name in ("clear", "copy", "update", "extend", "__setitem__")
     )
+
+
+@lru_cache(maxsize=256)
+def _shows_all(kind: type) -> bool:
+    """Whether iterating over a list, set or deque shows all items; a class of the user's may show some."""
+    base: Any = _built_in(kind)
+    return all(getattr(kind, name) is getattr(base, name) for name in ("__iter__", "__len__"))
+
+
+def _built_in(kind: type) -> type:
+    """The class of Python's own from which a container's class is derived."""
+    return next(cls for cls in kind.__mro__ if cls.__module__ in ("builtins", "collections"))
 
 
 def refill(container: Any, items: Any) -> None:

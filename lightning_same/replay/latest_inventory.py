@@ -28,7 +28,8 @@ class LatestInventory:
         """
         if self._latest is not None and self._latest[:2] == (module, left_out):
             inventory = self._latest[2]
-            reshard(inventory.sharded)
+            if inventory.sharded:
+                reshard(inventory.sharded)
             contents = inventory.contents_if_same(unheld)
             if contents is not None:
                 return inventory, contents

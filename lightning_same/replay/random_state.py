@@ -45,6 +45,10 @@ def random_state(*devices: torch.device | None) -> list[Callable[[], None]]:
     return put_back
 
 
+MEMORY = ctypes.c_char * (625 * 4)
+"""The 624 numbers of a Mersenne twister, and its position among them."""
+
+
 class TwisterState(NamedTuple):
     """A state of a Mersenne twister.
 
@@ -107,19 +111,19 @@ class Python(Twister):
         super().__init__()
         # The functions hold the object too, so that its address stays valid.
         self._generator: Any = random.random.__self__  # type: ignore[attr-defined]
-        self._address: int | None = None
+        self._held: ctypes.Array[ctypes.c_char] | None = None
         if sys.implementation.name == "cpython":
             # No promise says where the numbers are in the object, so they are searched there.
             held = ctypes.string_at(id(self._generator), type(self._generator).__basicsize__)
             offset = held.find(self._packed(random.getstate()))
-            self._address = None if offset < 0 else id(self._generator) + offset
+            self._held = None if offset < 0 else MEMORY.from_address(id(self._generator) + offset)
 
     @override
     def _memory(self) -> bytes | None:
         # The second of two normal numbers, which the next call gets, is not among the numbers.
-        if self._address is None or self._generator.gauss_next is not None:
+        if self._held is None or self._generator.gauss_next is not None:
             return None
-        return ctypes.string_at(self._address, 625 * 4)
+        return self._held.raw
 
     @override
     def _reported(self) -> Any:
@@ -141,7 +145,7 @@ class Numpy(Twister):
     def __init__(self) -> None:
         super().__init__()
         self._generator: Any = None
-        self._address: int | None = None
+        self._held: ctypes.Array[ctypes.c_char] | None = None
         offset = _offset_of_has_gauss()
         # `np.random.rand` holds the object too, so that its address stays valid.
         owner: Any = np.random.rand
@@ -152,10 +156,11 @@ class Numpy(Twister):
         generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
         if generator is not self._generator:
             self._generator = generator
-            self._address = generator.ctypes.state_address if type(generator) is np.random.MT19937 else None
-        if self._address is None or self._has_gauss is None or self._has_gauss.value:
+            is_twister = type(generator) is np.random.MT19937
+            self._held = MEMORY.from_address(generator.ctypes.state_address) if is_twister else None
+        if self._held is None or self._has_gauss is None or self._has_gauss.value:
             return None
-        return ctypes.string_at(self._address, 625 * 4)
+        return self._held.raw
 
     @override
     def _reported(self) -> Any:

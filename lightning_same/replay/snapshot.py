@@ -15,7 +15,6 @@ from lightning_same.trainer.distributed import reshard
 
 WITHOUT_MODES = UNHELD | {"training"}
 
-_device = attrgetter("device")
 _requires_grad = attrgetter("requires_grad")
 
 
@@ -57,39 +56,55 @@ class Snapshot:
         frozen: FrozenCopies | None = None,
         latest: LatestInventory | None = None,
     ) -> None:
-        devices = {device, *map(_device, unheld)}
-        undos = random_state(*devices)
         self._inventory, self._contents = (latest or LatestInventory()).of(
             module, unheld, UNHELD if modes else WITHOUT_MODES
         )
         inventory = self._inventory
+        devices = inventory.devices | {device}
+        undos = random_state(*devices)
         if any(map(_is_cuda, devices)) and any(map(_draws_from_a_buffer, inventory.modules)):
             # cuDNN fills its buffer from the generator when that is set, as each replay does: pass one has to, too.
             for undo in undos:
                 undo()
         self._undos = undos + inventory.undos()
         self._requires_grad = list(map(_requires_grad, inventory.params))
-        self._copies = [TensorCopies(inventory.states)] if inventory.states.tensors else []
-        if inventory.frozen:
-            self._copies.append((frozen or FrozenCopies()).of(inventory.frozen))
+        self._states = TensorCopies(inventory.states)
+        self._frozen = (frozen or FrozenCopies()).of(inventory.frozen) if inventory.frozen else None
 
-    def restore(self) -> None:
-        """Put everything back. May be called many times."""
+    @property
+    def params(self) -> list[Tensor]:
+        """All registered parameters; one that several modules share comes once for each."""
+        return self._inventory.params
+
+    def restore(self, now: "Snapshot | None" = None) -> None:
+        """Put everything back. May be called many times.
+
+        Args:
+            now: the state of the same module that was just taken, if one was. Since then nobody may have changed which
+                objects the module holds, which parameters require a gradient, and where tensors are; values of tensors
+                and random numbers may have changed.
+        """
         inventory = self._inventory
+        if now is not None and now._inventory is not inventory:
+            now = None
         for undo in self._undos:
             undo()
-        reshard(inventory.sharded)
-        inventory.put_back(self._contents)
-        if list(map(_requires_grad, inventory.params)) != self._requires_grad:
-            for param, requires_grad in zip(inventory.params, self._requires_grad, strict=True):
-                param.requires_grad_(requires_grad)
-        for copies in self._copies:
-            copies.restore()
+        if inventory.sharded:
+            reshard(inventory.sharded)
+        inventory.put_back(self._contents, None if now is None else now._contents)
+        requires_grad = list(map(_requires_grad, inventory.params)) if now is None else now._requires_grad
+        if requires_grad != self._requires_grad:
+            for param, before in zip(inventory.params, self._requires_grad, strict=True):
+                param.requires_grad_(before)
+        self._states.restore(in_place=now is not None)
+        if self._frozen is not None:
+            self._frozen.restore()
 
     def release(self, params: Sequence[Tensor]) -> None:
         """Put the values of these parameters back for the last time: from now on somebody else takes care of them."""
-        for copies in self._copies:
-            copies.release(params)
+        self._states.release(params)
+        if self._frozen is not None:
+            self._frozen.release(params)
 
 
 def _draws_from_a_buffer(module: nn.Module) -> bool:

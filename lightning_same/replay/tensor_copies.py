@@ -11,11 +11,16 @@ from torch import Tensor
 from lightning_same.gradients.pieces import flattened
 from lightning_same.gradients.sharding import PLAIN, any_sharded, locals_of
 
-STRIDED = frozenset({torch.strided})
+KNOW_THEIR_MEMORY = frozenset({"cpu", "cuda", "mps"})
+"""Types of device on which a tensor tells whether it is another view of the same memory."""
+
+SPARE = 2
+"""How many blocks are kept for the next copies: those before and after pass one are there at the same time."""
+
+SPARE_BYTES = 1 << 24
+"""Larger ones are not kept, so that a step holds no more than it needs at each moment. ResNet-50's take 1/80."""
 
 _dtype_of = operator.attrgetter("dtype")
-_layout_of = operator.attrgetter("layout")
-
 
 Shape: TypeAlias = tuple[torch.Size, tuple[int, ...]]
 """The shape and the strides of a tensor."""
@@ -29,11 +34,57 @@ class Group(NamedTuple):
         memory: where the values are, through ``.data``, which leaves version counters alone: as vectors, in the order
             of the memory, so that channels_last keeps its own; of the one by itself, as it is.
         shapes: those of each.
+        unwritten: the indices of those in a CPU's memory that have never been seen to differ from their copies. What
+            nobody writes to may not be writable; a memory-mapped file is not. So these are compared first.
     """
 
     tensors: list[Tensor]
     memory: list[Tensor]
     shapes: list[Shape | None]
+    unwritten: set[int]
+
+    def add(self, tensor: Tensor, memory: Tensor, shape: Shape | None) -> None:
+        """Append a tensor."""
+        if _compares(memory):
+            self.unwritten.add(len(self.tensors))
+        self.tensors.append(tensor)
+        self.memory.append(memory)
+        self.shapes.append(shape)
+
+    def forget_written(self, copies: Sequence[Tensor]) -> set[int]:
+        """Of those in ``unwritten``, leave those that are still as their copies are; return them."""
+        self.unwritten.difference_update(
+            [index for index in self.unwritten if not torch.equal(self.memory[index], copies[index])]
+        )
+        return self.unwritten
+
+
+class Block:
+    """Copies of a group's values. One piece of memory for all; cutting it takes longer than filling it.
+
+    Args:
+        group: the group.
+
+    Attributes:
+        parts: the copies.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._memory = group.memory
+        self._whole: Tensor | None = None
+        if group.shapes[0] is None:
+            self.parts = [group.memory[0].clone()]
+            return
+        with torch.inference_mode(False):  # Or it could not be filled again in training.
+            self._whole = torch.cat(group.memory)
+            self.parts = list(self._whole.split_with_sizes(list(map(Tensor.numel, group.memory))))
+
+    def fill(self) -> None:
+        """Copy the values again."""
+        if self._whole is None:
+            self.parts = [self._memory[0].clone()]
+        else:
+            torch.cat(self._memory, out=self._whole)
 
 
 class TensorGroups:
@@ -45,27 +96,58 @@ class TensorGroups:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self.tensors = list(tensors)
-        self._places = _places_of(self.tensors)
         by_kind: dict[tuple[torch.dtype, torch.device], Group] = {}
         self.groups: list[Group] = []
         with torch.no_grad():
             shards = locals_of(self.tensors)
-        for tensor, shard in zip(self.tensors, shards, strict=True):
-            memory = _memory_of(shard)
+        self._is_sharded = any_sharded(self.tensors)
+        self._memory = list(map(_memory_of, shards))
+        for tensor, shard, memory in zip(self.tensors, shards, self._memory, strict=True):
             is_dense = type(shard) in PLAIN and shard.layout == torch.strided
             vector = flattened(memory) if is_dense else None
             if vector is None:
-                self.groups.append(Group([tensor], [memory], [None]))
+                self.groups.append(Group([], [], [], set()))
+                self.groups[-1].add(tensor, memory, None)
             else:
-                group = by_kind.setdefault((shard.dtype, shard.device), Group([], [], []))
-                group.tensors.append(tensor)
-                group.memory.extend(vector)
-                group.shapes.append((shard.shape, shard.stride()))
+                group = by_kind.setdefault((shard.dtype, shard.device), Group([], [], [], set()))
+                group.add(tensor, vector[0], (shard.shape, shard.stride()))
         self.groups += by_kind.values()
+        self._know_their_memory = all(
+            type(shard) in PLAIN
+            and shard.layout == torch.strided
+            and shard.device.type in KNOW_THEIR_MEMORY
+            and not shard.is_quantized
+            for shard in shards
+        )
+        self._keeps_spare = sum(shard.nbytes for shard in shards if shard.layout == torch.strided) <= SPARE_BYTES
+        self._places = [] if self._know_their_memory else _places_of(self.tensors)
+        self._spare: list[Sequence[Block]] = []
+
+    @torch.no_grad()
+    def copied(self) -> Sequence[Block]:
+        """The values now, of each group, in blocks that were given back if there are any."""
+        if not self._spare:
+            return list(map(Block, self.groups))
+        blocks = self._spare.pop()
+        for block in blocks:
+            block.fill()
+        return blocks
+
+    def take_back(self, blocks: Sequence[Block]) -> None:
+        """Keep blocks whose values nobody needs any more, for the next ones."""
+        if self._keeps_spare and len(self._spare) < SPARE:
+            self._spare.append(blocks)
 
     def have_moved(self) -> bool:
         """Whether the values of a tensor lie in another way now, as by ``tensor.data = ...``, ``resize_`` or ``t_``."""
-        return _places_of(self.tensors) != self._places
+        if not self.tensors:
+            return False
+        if not self._know_their_memory:
+            return _places_of(self.tensors) != self._places
+        # Of the tensors themselves, also where a mode hands out others, as for measurements in float64.
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            shards = locals_of(self.tensors) if self._is_sharded else self.tensors
+            return not all(map(Tensor.is_set_to, shards, self._memory))
 
 
 class TensorCopies:
@@ -75,25 +157,36 @@ class TensorCopies:
         tensors: any, each once; or their groups, if these are known and have not moved.
     """
 
+    _blocks: Sequence[Block] = ()
+
     def __init__(self, tensors: Iterable[Tensor] | TensorGroups) -> None:
         self._of = tensors if isinstance(tensors, TensorGroups) else TensorGroups(tensors)
-        self._copies = [(group, _copies(group.memory)) for group in self._of.groups]
+        self._blocks = self._of.copied()
+        self._copies = [(group, block.parts) for group, block in zip(self._of.groups, self._blocks, strict=True)]
+
+    def __del__(self) -> None:
+        if self._blocks:
+            self._of.take_back(self._blocks)
 
     @torch.no_grad()
     def differ(self) -> bool:
         """Whether a tensor has another value now. The host waits for the device."""
-        return not all(all(map(torch.equal, now, copies)) for now, copies in self._now_and_then())
+        return not all(all(map(torch.equal, now, copies)) for _, now, copies in self._now_and_then())
 
     @torch.no_grad()
-    def restore(self) -> None:
+    def restore(self, *, in_place: bool = False) -> None:
         """Write the values back.
 
         Through ``.data``, which leaves version counters alone: a graph that the user keeps across the two passes stays
         usable, for once all is restored its saved tensors have the values they had.
+
+        Args:
+            in_place: whether it is known that no tensor has moved.
         """
-        for now, copies in self._now_and_then():
-            if all(map(_compares, now)):
-                written = list(map(operator.not_, map(torch.equal, now, copies)))
+        for group, now, copies in self._now_and_then(moved=False if in_place else None):
+            same = group.forget_written(copies)
+            if same:
+                written = [index not in same for index in range(len(now))]
                 now, copies = list(compress(now, written)), list(compress(copies, written))
             if now:
                 torch._foreach_copy_(now, copies)
@@ -103,38 +196,38 @@ class TensorCopies:
         """Write the values of some of them back for the last time, and hold those no longer."""
         released = {id(tensor) for tensor in tensors}
         kept = []
-        for (group, copies), (now, values) in zip(self._copies, self._now_and_then(), strict=True):
-            keep = [id(tensor) not in released for tensor in group.tensors]
-            for memory, value, is_kept in zip(now, values, keep, strict=True):
-                if not is_kept:
-                    memory.copy_(value)
-            if any(keep):
-                rest = Group(
-                    list(compress(group.tensors, keep)),
-                    list(compress(group.memory, keep)),
-                    list(compress(group.shapes, keep)),
-                )
-                kept.append((rest, list(compress(copies, keep))))
+        for group, now, copies in self._now_and_then():
+            rest, values = Group([], [], [], set()), []
+            for tensor, memory, shape, here, value in zip(*group[:3], now, copies, strict=True):
+                if id(tensor) in released:
+                    here.copy_(value)
+                else:
+                    rest.add(tensor, memory, shape)
+                    values.append(value)
+            if values:
+                kept.append((rest, values))
         self._copies = kept
 
-    def _now_and_then(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    def _now_and_then(self, moved: bool | None = None) -> Iterator[tuple[Group, list[Tensor], list[Tensor]]]:
         """Of each group, where its values are now, and the copies."""
-        moved = bool(self._copies) and self._of.have_moved()
+        if moved is None:
+            moved = bool(self._copies) and self._of.have_moved()
         for group, copies in self._copies:
-            if moved:
-                yield list(map(_memory_of, locals_of(group.tensors))), list(map(_shaped, copies, group.shapes))
-            else:
-                yield group.memory, copies
+            if not moved:
+                yield group, group.memory, copies
+                continue
+            here = Group([], [], [], set())
+            for tensor, shard, shape in zip(group.tensors, locals_of(group.tensors), group.shapes, strict=True):
+                here.add(tensor, _memory_of(shard), shape)
+            yield here, here.memory, list(map(_shaped, copies, group.shapes))
 
 
 def addresses_of(tensors: Sequence[Tensor]) -> list[int]:
-    """Where the values of tensors are. Sparse ones have several places: themselves."""
-    if any_sharded(tensors):
-        with torch.no_grad():
-            tensors = locals_of(tensors)
-    if STRIDED.issuperset(map(_layout_of, tensors)):
+    """Where the values of tensors are, none of which is sharded. Sparse ones have several places: themselves."""
+    try:
         return list(map(Tensor.data_ptr, tensors))
-    return [tensor.data_ptr() if tensor.layout == torch.strided else id(tensor) for tensor in tensors]
+    except RuntimeError:
+        return [tensor.data_ptr() if tensor.layout == torch.strided else id(tensor) for tensor in tensors]
 
 
 def _places_of(tensors: Sequence[Tensor]) -> list[object]:
@@ -145,21 +238,12 @@ def _places_of(tensors: Sequence[Tensor]) -> list[object]:
             with torch.no_grad():
                 tensors = locals_of(tensors)
         places: list[object] = [*addresses_of(tensors), *map(Tensor.size, tensors), *map(_dtype_of, tensors)]
-        if not STRIDED.issuperset(map(_layout_of, tensors)):
-            tensors = [tensor for tensor in tensors if tensor.layout == torch.strided]
-        places += map(Tensor.stride, tensors)
-    return places
+        return places + [tensor.stride() for tensor in tensors if tensor.layout == torch.strided]
 
 
-def _memory_of(shard: Tensor) -> Tensor:
-    """A tensor through ``.data``; one in COO itself, for a copy into its ``.data`` would not be one into it."""
-    return shard if shard.layout == torch.sparse_coo else shard.data
-
-
-def _copies(memory: list[Tensor]) -> list[Tensor]:
-    if len(memory) == 1:
-        return [memory[0].clone()]
-    return list(torch.cat(memory).split_with_sizes(list(map(Tensor.numel, memory))))
+def _memory_of(tensor: Tensor) -> Tensor:
+    """Another view of a tensor's memory; a sparse one has no other."""
+    return tensor.data if tensor.layout == torch.strided else tensor
 
 
 def _shaped(copy: Tensor, shape: Shape | None) -> Tensor:
@@ -168,8 +252,5 @@ def _shaped(copy: Tensor, shape: Shape | None) -> Tensor:
 
 
 def _compares(memory: Tensor) -> bool:
-    """Whether values are compared before they are written back: on the CPU, where that is cheap.
-
-    What nobody wrote to may not be writable; a memory-mapped file is not.
-    """
+    """Whether values are compared before they are written back: on the CPU, where that is cheap."""
     return memory.device.type == "cpu" and memory.layout == torch.strided

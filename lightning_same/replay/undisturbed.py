@@ -1,6 +1,6 @@
 """Running code beside training, which leaves no trace."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
@@ -37,10 +37,14 @@ class ReplayState:
         self.module = Snapshot(module, unheld, module.device, frozen=frozen, latest=latest)
         self.trainer = TrainerState(trainer)
 
-    def restore(self) -> None:
-        """Put everything back. May be called many times."""
+    def restore(self, now: "ReplayState | None" = None) -> None:
+        """Put everything back. May be called many times.
+
+        Args:
+            now: the state at this moment, if it is known; see `Snapshot.restore`.
+        """
         try:
-            self.module.restore()
+            self.module.restore(None if now is None else now.module)
         finally:
             self.trainer.restore()
 
@@ -57,7 +61,7 @@ def undisturbed(
     latest: LatestInventory | None = None,
     *,
     in_step: bool = False,
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[ReplayState]:
     """Whatever runs in this context leaves no trace.
 
     What is logged can be read back, and reaches no logger; nothing is printed. When the context ends, by whatever way,
@@ -72,12 +76,12 @@ def undisturbed(
         in_step: whether all processes repeat the training step that they are in; see `muted`.
 
     Yields:
-        A function that goes back to where the context began.
+        The state in which the context began, which may be put back in between.
     """
     # Before anything is muted, for that adds attributes to the module.
     state = ReplayState(trainer, module, unheld, latest=latest)
     try:
         with as_replay(), muted(trainer, module, in_step=in_step):
-            yield state.restore
+            yield state
     finally:
         state.restore()

@@ -1,6 +1,5 @@
 """What a training step can see, and change, of the Trainer."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,20 +19,19 @@ class TrainerState:
         self._trainer = trainer
         connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
         results = loop._results
-        self._dicts: list[tuple[dict[Any, Any], Mapping[Any, Any]]] = [
-            (dictionary, dictionary.copy())
-            for dictionary in (
-                connector._callback_metrics,
-                connector._logged_metrics,
-                connector._progress_bar_metrics,
-                vars(results),
-                # Logging replaces the attributes of a result, and writes to none of them.
-                *(vars(result) for result in results.values()),
-                vars(loop.batch_progress),
-                vars(loop.batch_progress.current),
-                vars(loop.batch_progress.total),
-            )
+        progress = loop.batch_progress
+        self._dicts: list[dict[Any, Any]] = [
+            connector._callback_metrics,
+            connector._logged_metrics,
+            connector._progress_bar_metrics,
+            vars(results),
+            # Logging replaces the attributes of a result, and writes to none of them.
+            *[vars(result) for result in results.values()],
+            vars(progress),
+            vars(progress.current),
+            vars(progress.total),
         ]
+        self._items = list(map(dict.copy, self._dicts))
         self._results = dict(results)
         self._last_hook = connector._current_fx
         self._should_stop = trainer.should_stop
@@ -47,6 +45,6 @@ class TrainerState:
         # Also where there are as many: what is logged for the first time, in each pass, has a result for each.
         results.clear()
         results.update(self._results)
-        for dictionary, items in self._dicts:
+        for dictionary, items in zip(self._dicts, self._items, strict=True):
             dictionary.clear()
             dictionary.update(items)

@@ -153,10 +153,10 @@ def check_trainable(optimizer: Optimizer, name: str) -> None:
     Raises:
         ValueError: if no parameter of the optimizer requires a gradient.
     """
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    if not any(param.requires_grad for param in params):
+    if not any(param.requires_grad for group in optimizer.param_groups for param in group["params"]):
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
         raise ValueError(
-            f"{name}: none of the {len(params)} parameters of {type(optimizer).__name__} requires a gradient, so there"
+            f"{name}: none of the {count} parameters of {type(optimizer).__name__} requires a gradient, so there"
             " is nothing to train. Unfreeze some, or set `sam = None`."
         )
 

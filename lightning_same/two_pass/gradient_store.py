@@ -34,12 +34,13 @@ class GradientStore:
             params: the parameters.
             until_backward: whether nobody needs them once the next backward has begun.
         """
-        copies = not until_backward and backward_overwrites_grads(self._trainer)
         grads: dict[Tensor, Tensor] = {}
         for param in params:
             if param.grad is not None:
-                grads[param] = param.grad.clone() if copies else param.grad
+                grads[param] = param.grad
                 param.grad = None
+        if grads and not until_backward and backward_overwrites_grads(self._trainer):
+            return {param: grad.clone() for param, grad in grads.items()}
         return grads
 
     def set_aside(self, params: Iterable[Tensor]) -> None:

@@ -3,7 +3,7 @@
 import abc
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -96,12 +96,12 @@ class AutomaticRoute(Route):
         ]
         self._start: Mapping[str, str] | None = None
         self._losses: list[Tensor] = []
-        self._pass_one = ExitStack()
+        self._pass_one: AbstractContextManager[None] | None = None
         self._own_training_step = replace_training_step(fit.trainer, self.training_step)
 
     def training_step(self, *args: Any) -> Any:
         """Pass one's forward."""
-        self._pass_one.close()
+        self._end_pass_one()
         trainer = self.fit.trainer
         # A fit that resumes inside a window opens its step at that micro-batch.
         if self.step is None or opens_window(trainer):
@@ -117,7 +117,10 @@ class AutomaticRoute(Route):
             self._window.append(self._micro_batch(args))
             if step.checks_replay and self._start is None:
                 self._start = fingerprint(self.fit.module)
-        self._pass_one.enter_context(step.first_pass())
+        # A context that ends elsewhere: after the backward, which Lightning calls.
+        pass_one = step.first_pass()
+        pass_one.__enter__()
+        self._pass_one = pass_one
         output = self._own_training_step(*args)
         if output is None:
             # No backward comes for this micro-batch. The step is still taken with what the others have gathered.
@@ -133,7 +136,7 @@ class AutomaticRoute(Route):
         Args:
             loss: that of the backward, scaled as it was; None if the training step has returned None.
         """
-        self._pass_one.close()
+        self._end_pass_one()
         step = self.step
         assert step is not None
         due = not is_accumulating(self.fit.trainer)
@@ -161,7 +164,7 @@ class AutomaticRoute(Route):
 
     @override
     def close(self) -> None:
-        self._pass_one.close()
+        self._end_pass_one()
         for hook in self._step_hooks:
             hook.remove()
         if self.step is not None:
@@ -176,6 +179,11 @@ class AutomaticRoute(Route):
         )
         return MicroBatch(copy_of(args), before, ddp is not None and ddp.require_forward_param_sync)
 
+    def _end_pass_one(self) -> None:
+        if self._pass_one is not None:
+            pass_one, self._pass_one = self._pass_one, None
+            pass_one.__exit__(None, None, None)
+
     def _close_window(self) -> None:
         self._window = []
         self._frozen.forget()
@@ -184,10 +192,11 @@ class AutomaticRoute(Route):
         for micro_batch in reversed(self._window):  # The values before the first one are those that stay.
             micro_batch.before.release(params)
 
-    def _replay(self, *, last: bool = True) -> list[Tensor]:
+    def _replay(self, here: ReplayState | None = None, *, last: bool = True) -> list[Tensor]:
         """Repeat the window's forwards and backwards.
 
         Args:
+            here: the state that was just taken, if one was.
             last: whether nobody replays them again, so that the training step may write to the batches.
 
         Returns:
@@ -197,7 +206,8 @@ class AutomaticRoute(Route):
         losses: list[Tensor] = []
         ddp = ddp_model(trainer)
         for micro_batch in self._window:
-            micro_batch.before.restore()
+            micro_batch.before.restore(here)
+            here = None  # The forward may change it.
             if ddp is not None:
                 ddp.require_forward_param_sync = micro_batch.buffers_synced
             # The last one synchronizes the gradients. While more micro-batches follow, Lightning's own context without
@@ -260,9 +270,9 @@ class ManualRoute(Route):
             module.manual_backward(loss)
             return loss.detach()
 
-        def replay() -> list[Tensor]:
+        def replay(here: ReplayState | None = None) -> list[Tensor]:
             assert before is not None
-            before.restore()
+            before.restore(here)
             return [forward_backward()]
 
         optimizer.zero_grad()

@@ -13,9 +13,9 @@ from typing_extensions import override
 from lightning_same.gradients.grads import add_partial_grads, fill_missing_grads, grads_of, set_grads
 from lightning_same.gradients.pair import TwoGradients
 from lightning_same.gradients.tensors import all_finite
-from lightning_same.replay.modules import modules_of, parameters_of
+from lightning_same.replay.modules import modules_of
 from lightning_same.replay.tensor_copies import TensorCopies
-from lightning_same.replay.undisturbed import undisturbed
+from lightning_same.replay.undisturbed import ReplayState, undisturbed
 from lightning_same.rules.base import Rule
 from lightning_same.rules.progress import Progress
 from lightning_same.rules.schedules import value
@@ -121,7 +121,7 @@ class Step:
 
     def second_pass(
         self,
-        replay: Callable[[], object],
+        replay: Callable[[ReplayState], object],
         release: Callable[[Sequence[Tensor]], None],
         *,
         last: bool = True,
@@ -129,7 +129,8 @@ class Step:
         """g in ``.grad`` becomes s; all else stays as pass one has left it.
 
         Args:
-            replay: repeats the forwards and backwards of pass one, from the state before it.
+            replay: repeats the forwards and backwards of pass one, from the state before it; called with the state
+                after it, which it finds.
             release: called with parameters that are not a part of that state, though they were when it was taken: their
                 values are put back once, and then the replay leaves them alone.
             last: whether the forwards and backwards are the last of the step.
@@ -213,8 +214,42 @@ class LookAheadStep(Step):
         self._drop_unless_finite(grads, params)
 
 
+_NO_CONTEXT = nullcontext()
+
+
+class _Pass(AbstractContextManager[None]):
+    """One pass of a step.
+
+    Args:
+        step: the step.
+        number: 1 or 2.
+        around: another context around it.
+    """
+
+    def __init__(self, step: Step, number: int, around: AbstractContextManager[None]) -> None:
+        self._step, self._number, self._around = step, number, around
+
+    @override
+    def __enter__(self) -> None:
+        self._step.sam_pass = self._number
+        try:
+            self._around.__enter__()
+        except BaseException:
+            self._step.sam_pass = 0
+            raise
+
+    @override
+    def __exit__(self, *error: Any) -> bool | None:
+        self._step.sam_pass = 0
+        return self._around.__exit__(*error)
+
+
 class TwoPassStep(Step):
-    """A step with a pass at w, which gives g, and a pass at w + e, which gives s."""
+    """A step with a pass at w, which gives g, and a pass at w + e, which gives s.
+
+    Attributes:
+        is_local: whether the gradients of pass one stay on their process.
+    """
 
     perturbs = True
     replays = True
@@ -227,33 +262,26 @@ class TwoPassStep(Step):
         self._store = GradientStore(fit.trainer)
         self._has_perturbed = False
         self._weights: WeightsBefore | None = None
+        self.is_local = (options.ascent == "local" or self.by_micro_batch) and ddp_model(fit.trainer) is not None
 
     @override
-    @contextmanager
-    def first_pass(self) -> Iterator[None]:
+    def first_pass(self) -> AbstractContextManager[None]:
         if self._has_perturbed:
             self._store.set_aside(trained(self._optimizer))
         if self._weights is None or self.by_micro_batch:
             # The first step that perturbs keeps a copy, to see whether weights are written; later ones if they are.
             copy = self.fit.writes_weights is not False
             self._weights = WeightsBefore(self.fit.stepped_parameters(), copy)
-        self.sam_pass = 1
-        try:
-            with unsynchronized(self.trainer.strategy) if self.is_local else nullcontext():
-                yield
-        finally:
-            self.sam_pass = 0
+        return _Pass(self, 1, unsynchronized(self.trainer.strategy) if self.is_local else _NO_CONTEXT)
 
     @override
     def second_pass(
         self,
-        replay: Callable[[], object],
+        replay: Callable[[ReplayState], object],
         release: Callable[[Sequence[Tensor]], None],
         *,
         last: bool = True,
     ) -> None:
-        modules = modules_of(self.module)
-        reshard(modules)
         radii = radii_of(self._optimizer, self.rho)
         if self.is_local:
             # Which parameters have a gradient may differ between the processes.
@@ -265,26 +293,28 @@ class TwoPassStep(Step):
         memory = self._memory.view(params)
         direction = self._unscaled(grads_of(params))
         if not (params and self.rule.timing.confirmed(direction, self._progress, memory)):
+            reshard(modules_of(self.module))
             return
         self._has_perturbed = True
         finite_at_w = self._finite_at_w(direction)
         keeps_base = self.rule.combination.needs_grads or bool(self._observers())
-        others = [param for param in parameters_of(modules) if param not in radii]
         average_is_there: Callable[[], None] = _nothing
         with (
-            undisturbed(self.trainer, self.module, self.fit.stepped_parameters(), self.fit.inventory, in_step=True),
+            undisturbed(
+                self.trainer, self.module, self.fit.stepped_parameters(), self.fit.inventory, in_step=True
+            ) as here,
             self.weights_as_before(),
             self._unfrozen_as_before(params, release),
         ):
+            others = [param for param in here.module.params if param not in radii]
             kept = self._store.take(others)
             other_grads = {param: kept.get(param) for param in others}
             grads = self._store.take(params, until_backward=not keeps_base)
             perturbed = self.rule.perturbed(
                 params, direction, [radii[param] for param in params], self._progress, memory
             )
-            self.sam_pass = 2
             try:
-                with perturbed:
+                with _Pass(self, 2, perturbed):
                     # e is made: what is not needed after pass two makes room for it.
                     direction.clear()
                     if keeps_base:
@@ -293,9 +323,8 @@ class TwoPassStep(Step):
                     if last and self.is_local and self._options.ascent == "local":
                         average_is_there = self._store.average_base()
                     self._store.take_up()
-                    replay()
+                    replay(here)
             finally:
-                self.sam_pass = 0
                 set_grads(other_grads)
         average_is_there()
         if not self.is_local:
@@ -325,11 +354,6 @@ class TwoPassStep(Step):
             self.rule.combine_(base, step_grads, self._progress, memory)
         self._drop_unless_finite([*base, *step_grads], params)
 
-    @property
-    def is_local(self) -> bool:
-        """Whether the gradients of pass one stay on their process."""
-        return (self._options.ascent == "local" or self.by_micro_batch) and ddp_model(self.trainer) is not None
-
     def weights_as_before(self) -> AbstractContextManager[object]:
         """The weights with which pass one began, if it has written to them; then what pass one has left."""
         assert self._weights is not None
@@ -337,14 +361,14 @@ class TwoPassStep(Step):
         if self.fit.writes_weights is None or (written and not self.fit.writes_weights):
             self.fit.writes_weights = written
         if not written:
-            return nullcontext()
+            return _NO_CONTEXT
         if self._weights.copies is None:
             rank_zero_warn(
                 f"{type(self.module).__name__}.training_step has written to trained weights for the first time in this"
                 " fit. In this step pass two begins with what was written; from the next step on it begins where pass"
                 " one began."
             )
-            return nullcontext()
+            return _NO_CONTEXT
         left = TensorCopies(self.fit.stepped_parameters())
         self._weights.copies.restore()
         return _restored(left)
@@ -357,10 +381,10 @@ class TwoPassStep(Step):
         Pass two moves them with the others, so the state before pass one must not hold them any more.
         """
         assert self._weights is not None
-        known = {id(param) for param in self._weights.params}
+        known = set(map(id, self._weights.params))
         unfrozen = [param for param in params if id(param) not in known]
         if not unfrozen:
-            return nullcontext()
+            return _NO_CONTEXT
         left = TensorCopies(unfrozen)
         release(unfrozen)
         return _restored(left)

@@ -3,12 +3,14 @@
 import copy
 import random
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from support.fits import differences
 from torch import Tensor, nn
 
@@ -38,7 +40,7 @@ def seen(net: nn.Module) -> list[Any]:
     trained = {id(param) for param in unheld(net)}
     values = []
     for module in modules_of(net):
-        held = {name: value for name, value in vars(module).items() if name not in UNHELD}
+        held = {name: value for name, value in sorted(vars(module).items()) if name not in UNHELD}
         tensors = {**module._parameters, **module._buffers}
         values.append([list(module._modules), list(tensors), list(held), list(held.values())])
         values.append([tensor for tensor in tensors.values() if tensor is not None and id(tensor) not in trained])
@@ -221,8 +223,9 @@ def test_after_any_change_all_that_is_there_then_comes_back(change: Callable[[Ne
     assert differences(before, seen(net)) == []
 
 
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_many_changes_one_after_another(seed: int) -> None:
+def test_many_changes_one_after_another(seed: int, known: bool) -> None:
     net, latest = Net(), LatestInventory()
     for change in random.Random(seed).sample(HELD, len(HELD)):
         try:
@@ -232,13 +235,30 @@ def test_many_changes_one_after_another(seed: int) -> None:
         outer, before = Snapshot(net, unheld(net), latest=latest), seen(net)
         disturb(net)
         inner, between = Snapshot(net, unheld(net), latest=latest), seen(net)
-        outer.restore()
+        outer.restore(inner if known else None)
         assert differences(before, seen(net)) == []
         disturb(net)
         inner.restore()
         assert differences(between, seen(net)) == []
         outer.restore()
         assert differences(before, seen(net)) == []
+
+
+@pytest.mark.parametrize("change", [change for change in HELD if change is not another_shape_in_the_same_memory])
+def test_where_the_state_now_is_known_it_comes_back_from_there(change: Callable[[Net], None]) -> None:
+    net, latest = Net(), LatestInventory()
+    trained = unheld(net)
+    start, before, draw = Snapshot(net, trained, latest=latest), seen(net), random.random()
+    change(net)
+    net.head.weight.requires_grad_(False)
+    here, now = Snapshot(net, trained, latest=latest), seen(net)
+    start.restore(here)
+    assert random.random() == draw
+    assert differences(before, seen(net)) == []
+    assert all(param.requires_grad for param in trained)
+    here.restore()
+    assert differences(now, seen(net)) == []
+    assert not net.head.weight.requires_grad
 
 
 def held_anew(net: Net, latest: LatestInventory, tensor: Tensor) -> bool:
@@ -375,6 +395,32 @@ class Record(list[Any]):
     """A list of the user's own, which takes back what it had."""
 
 
+class Hides(dict[str, Any]):
+    """Shows a part of what it holds, in an order of its own."""
+
+    def values(self) -> Any:
+        return [value for key, value in self.items() if not key.startswith("_")]
+
+    def keys(self) -> Any:
+        return sorted(super().keys())
+
+    def __iter__(self) -> Any:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.values())
+
+
+class Positive(list[Any]):
+    """Iterates over the positive items."""
+
+    def __iter__(self) -> Any:
+        return (item for item in super().__iter__() if not isinstance(item, int) or item > 0)
+
+    def __len__(self) -> int:
+        return 1
+
+
 class Closed(dict[str, Any]):
     """Refuses what it is not told in its constructor."""
 
@@ -394,3 +440,49 @@ def test_a_container_of_the_users_own_comes_back_unless_it_forbids_that() -> Non
     start.restore()
     assert net.record == [1]
     assert net.closed == {"a": 2}
+
+
+def test_a_container_that_hides_items_comes_back_and_shifts_no_other() -> None:
+    net, latest, inner = Net(), LatestInventory(), torch.zeros(1)
+    net.table_of_names = Hides(b=1, _hidden=2, a=torch.zeros(1))
+    net.positive, net.after, net.last = Positive([1, -2, inner]), ["b0", "b1"], ["c0"]
+    net.pairs = OrderedDict(first=1, second=2)
+    net.more = nn.Linear(2, 2)
+    for _ in range(2):
+        start, trained = Snapshot(net, unheld(net), latest=latest), unheld(net)
+        net.table_of_names["b"] = 5
+        net.table_of_names["_hidden"] = 6
+        net.pairs.move_to_end("first")
+        net.positive.append(-3)
+        inner += 1
+        net.after.clear()
+        net.last.append("c1")
+        start.restore()
+        assert dict.items(net.table_of_names) == {"b": 1, "_hidden": 2, "a": torch.zeros(1)}.items()
+        assert list(dict.keys(net.table_of_names)) == ["b", "_hidden", "a"]
+        assert list(list.__iter__(net.positive)) == [1, -2, 0]
+        assert (net.after, net.last) == (["b0", "b1"], ["c0"])
+        assert list(net.pairs) == ["first", "second"]
+        assert [*net.more._parameters] == ["weight", "bias"]
+        assert unheld(net) == trained
+
+
+def test_a_metric_that_is_reset_lets_go_of_what_it_has_gathered() -> None:
+    net, latest = Net(), LatestInventory()
+    net.gathered = torchmetrics.CatMetric()
+    net.gathered.update(torch.ones(3))
+    alive = weakref.ref(net.gathered.value[0])
+    for _ in range(2):
+        Snapshot(net, unheld(net), latest=latest)
+    net.gathered.reset()
+    assert alive() is None
+
+
+def test_a_quantized_tensor_comes_back() -> None:
+    net, latest = Net(), LatestInventory()
+    net.codes = torch.quantize_per_tensor(torch.tensor([0.0, 1.0]), 0.1, 0, torch.qint8)
+    for _ in range(2):
+        start = Snapshot(net, unheld(net), latest=latest)
+        net.codes.copy_(torch.tensor([3.0, 4.0]))
+        start.restore()
+        assert torch.allclose(net.codes.dequantize(), torch.tensor([0.0, 1.0]), atol=0.01)

@@ -22,6 +22,9 @@ from lightning_same import (
     Rule,
     with_sam,
 )
+from lightning_same.rules.progress import Progress
+from lightning_same.rules.state import Memory
+from lightning_same.rules.timing import EveryStep
 
 pytestmark = needs_fsdp2
 
@@ -124,3 +127,37 @@ def test_parameters_that_a_callback_has_unsharded(ranks: dict[int, Ranks], rule:
     for ours in ranks[2].run(train_unsharded, rule):
         for a, b in zip(ours, weights, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+class Never(EveryStep):
+    """A timing that looks at g and says no."""
+
+    def confirmed(self, grads: Any, at: Progress, memory: Memory) -> bool:
+        return False
+
+
+class Gathered(Validated):
+    """Its parameters stay whole after a backward, and it does not reshard them."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+def validation_losses(rule: Rule) -> list[float]:
+    losses: list[float] = []
+
+    class Read(Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            losses.append(trainer.callback_metrics["val_loss"].item())
+
+    module = with_sam(build(Gathered, reshard=False, keeps_whole=True), rule)
+    fit(module, callbacks=[Read()], val_check_interval=2, **strategy())
+    return losses
+
+
+def test_after_a_step_that_was_not_confirmed_validation_sees_the_new_weights(ranks: dict[int, Ranks]) -> None:
+    rule = Rule(0.3, timing=Never())
+    losses = validation_losses(rule)
+    assert len(set(losses)) > 2
+    for ours in ranks[2].run(validation_losses, rule):
+        assert ours == pytest.approx(losses, rel=1e-5)

@@ -16,6 +16,7 @@ from support.passes import FORCED, EverythingSAM, count_passes
 from torch import Tensor
 
 from lightning_same import SAM, Rule, with_sam
+from lightning_same.rules.perturbations import Ascent, Normalized
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, torch.OutOfMemoryError])
@@ -128,3 +129,38 @@ def test_a_loss_of_none_skips_as_lightning_does(rule: Rule, accumulate: int) -> 
     passes = count_passes(sam)
     fit(sam, accumulate_grad_batches=3, max_epochs=1)
     assert passes == [1, 1, 2, 2, 1, 1, 2, 2]
+
+
+def test_each_replay_begins_where_its_micro_batch_began_whatever_the_one_before_does() -> None:
+    seen: dict[int, list[tuple[int, float]]] = {1: [], 2: []}
+
+    class Moves(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.zeros(3))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            seen[self.sam_pass].append((batch_idx, self.table.sum().item()))
+            if batch_idx % 2 == 0:
+                self.table.data = self.table + (1 if self.sam_pass == 1 else 100)
+            else:
+                self.table.mul_(2)
+            return super().training_step(batch, batch_idx)
+
+    fit(with_sam(build(Moves), SAM(0.1)), accumulate_grad_batches=2, max_epochs=1)
+    assert seen[1] == seen[2]
+    assert len({value for _, value in seen[1]}) > 2
+
+
+def test_the_pass_is_two_from_before_the_weights_move() -> None:
+    passes: list[int] = []
+
+    class Looks(Normalized):
+        def direction(self, params: Any, grads: Any, memory: Any) -> Ascent:
+            passes.append(module.sam_pass)
+            return super().direction(params, grads, memory)
+
+    module = with_sam(build(Plain), Rule(0.1, perturbation=Looks()))
+    fit(module, max_epochs=1)
+    assert set(passes) == {2}
+    assert module.sam_pass == 0
