@@ -1,6 +1,7 @@
 """What two passes leave in memory when the fit is over."""
 
 import gc
+import weakref
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -74,3 +75,31 @@ def test_what_is_kept_leaves_the_accelerator(monkeypatch: pytest.MonkeyPatch) ->
     [memory] = callback._left["memories"]
     assert memory["tensors"]["vasso.average"]["w"].device.type == "cpu"
     assert memory["numbers"] == {"x": 1.0}
+
+
+class LetsGo(Plain):
+    """Gives up what it has kept, between the steps of training."""
+
+    def __init__(self, hook: str) -> None:
+        super().__init__()
+        self.kept = [torch.zeros(1)]
+        self.is_gone: list[bool] = []
+        setattr(self, hook, self.let_go)
+
+    def let_go(self) -> None:
+        former = weakref.ref(self.kept[0])
+        self.kept = [torch.zeros(1)]
+        self.is_gone.append(former() is None)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+    def val_dataloader(self) -> Any:
+        return self.train_dataloader()
+
+
+@pytest.mark.parametrize(("hook", "validates"), [("on_train_epoch_end", 0), ("on_validation_start", 1)])
+def test_what_a_module_lets_go_of_between_steps_is_gone(hook: str, validates: int) -> None:
+    module = with_sam(build(LetsGo, hook), SAM())
+    fit(module, max_epochs=2, val_check_interval=0.5, limit_val_batches=validates, num_sanity_val_steps=0)
+    assert module.is_gone == [True] * (4 if validates else 2)
