@@ -3,11 +3,11 @@
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, KeysView, Sequence, ValuesView
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property, lru_cache, partial, singledispatch
-from itertools import chain, compress, islice
-from operator import attrgetter, call, is_, is_not, itemgetter, methodcaller
-from typing import Any, NamedTuple
+from itertools import chain, compress
+from operator import attrgetter, is_, is_not
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -17,13 +17,10 @@ from torch import Tensor, nn
 
 from lightning_same.gradients.sharding import any_sharded, locals_of
 from lightning_same.replay.batch import ATOMS, overlaps, storage_of
-from lightning_same.replay.identity import same_objects
+from lightning_same.replay.containers import Containers, Contents, is_refillable, shows_all
 from lightning_same.replay.modules import modules_of, parameters_of
 from lightning_same.replay.tensor_copies import TensorGroups, addresses_of
 from lightning_same.trainer.distributed import sharded_modules
-
-REGISTERED = ("_parameters", "_buffers", "_modules")
-"""Where a module keeps what is registered with it."""
 
 # What torch and Lightning keep for themselves in a module: a forward leaves it alone, or it belongs to the Trainer.
 # `log` and `print` are attributes only while they are muted.
@@ -40,41 +37,8 @@ LENGTH_LIMIT = 1024
 """A list with more items is copied but not looked into, for the same reason."""
 
 _history_of = attrgetter("grad_fn")
-_shallow_copy_of = methodcaller("copy")
 
 Undo = Callable[[], None]
-
-
-class Contents(NamedTuple):
-    """The objects in a tree of modules at one moment, in the order of its `Inventory`.
-
-    Attributes:
-        objects: the values of the modules' attributes, then those of dictionaries, among them those of registered
-            parameters, buffers and submodules, then the items of lists, sets and deques.
-        keys: of the dictionaries.
-        sizes: how many attributes each module has, with those that are not held, and how many items each dictionary
-            and each list.
-        unseen: copies of containers that are not looked into.
-    """
-
-    objects: tuple[Any, ...]
-    keys: tuple[Any, ...]
-    sizes: list[int]
-    unseen: list[Any]
-
-    def same_layout_as(self, others: "Contents") -> bool:
-        """Whether each module, dictionary and list holds as many objects, under the same keys."""
-        return self.sizes == others.sizes and same_objects(self.keys, others.keys)
-
-    def same_as(self, others: "Contents") -> bool:
-        """Whether the same objects are in the same places."""
-        if self.objects is others.objects:  # One tuple for two: then the layout was the same.
-            return True
-        return same_objects(self.objects, others.objects) and self.same_layout_as(others)
-
-    def without_unseen(self) -> "Contents":
-        """The same without the copies, which would keep alive what a container has let go of."""
-        return self._replace(unseen=[])
 
 
 class Inventory:
@@ -86,6 +50,7 @@ class Inventory:
         left_out: names of attributes that are left out.
 
     Attributes:
+        containers: what in them holds other objects.
         modules: the root and all submodules.
         sharded: those whose parameters FSDP2 shards.
         params: registered parameters; one that several modules share comes once for each.
@@ -99,16 +64,7 @@ class Inventory:
         self.modules = modules_of(module)
         self.sharded = sharded_modules(self.modules)
         self._left_out, self._unheld = left_out, unheld
-        self._module_dicts: list[dict[str, Any]] = []
-        self._getters: list[itemgetter[Any]] = []
-        self._names: list[tuple[str, ...]] = []
-        self._unheld_names: list[frozenset[str]] = []
-        self._dicts: list[dict[Any, Any]] = []
-        self._keys: list[KeysView[Any]] = []
-        self._values: list[ValuesView[Any]] = []
-        self._empty: list[dict[Any, Any]] = []  # As most dictionaries of modules are, which is seen sooner.
-        self._lists: list[Any] = []
-        self._unseen: list[Any] = []
+        self.containers = Containers()
         self._undo_makers: list[Callable[[], Undo | None]] = []
         self._tensors: dict[int, Tensor] = {}
         self._seen: set[int] = set()
@@ -123,22 +79,8 @@ class Inventory:
         self._is_sharded = any_sharded(self._located)
         self._addresses = [] if self.serves_once else self._where_parameters_are()
         self.devices = frozenset(param.device for param in unheld)
-        self._latest = self.contents().without_unseen()
+        self._latest = self.containers.contents().without_unseen()
         del self._seen, self._tensors
-
-    def contents(self) -> Contents:
-        """The objects that are there now.
-
-        Raises:
-            KeyError: if a module has lost an attribute.
-        """
-        attributes = map(call, self._getters, self._module_dicts)
-        return Contents(
-            objects=tuple(chain.from_iterable(chain(attributes, self._values, self._lists))),
-            keys=tuple(chain.from_iterable(self._keys)),
-            sizes=list(map(len, chain(self._module_dicts, self._keys, self._lists))),
-            unseen=list(map(_shallow_copy_of, self._unseen)),
-        )
 
     def contents_if_same(self, unheld: Sequence[Tensor]) -> Contents | None:
         """The objects that are there now; None if they are others than those that were found.
@@ -152,13 +94,9 @@ class Inventory:
             return None
         if self.states.have_moved() or any(map(_history_of, self.states.tensors)):
             return None
-        try:
-            now = self.contents()
-        except KeyError:
+        now, latest = self.containers.contents_if_whole(), self._latest
+        if now is None:
             return None
-        if any(self._empty):
-            return None
-        latest = self._latest
         if now.same_as(latest):
             # With the same tuple, so that putting back sees at once that nothing has changed.
             return Contents(latest.objects, now.keys, now.sizes, now.unseen)
@@ -174,40 +112,6 @@ class Inventory:
     def undos(self) -> list[Undo]:
         """For arrays and generators: functions that put back what they hold now."""
         return [undo for make in self._undo_makers if (undo := make()) is not None]
-
-    def put_back(self, held: Contents, now: Contents | None = None) -> None:
-        """Put the objects back where they were.
-
-        Args:
-            held: where they were.
-            now: where they are, if that is known.
-        """
-        if not self._are_there(held, now):
-            self._put_back_all(held)
-        for container, items in zip(self._unseen, held.unseen, strict=True):
-            refill(container, items)
-
-    def _are_there(self, held: Contents, now: Contents | None) -> bool:
-        try:
-            now = now or self.contents()
-        except KeyError:
-            return False
-        return not any(self._empty) and now.same_as(held)
-
-    def _put_back_all(self, held: Contents) -> None:
-        objects, keys, sizes = iter(held.objects), iter(held.keys), iter(held.sizes)
-        for now, names, unheld in zip(self._module_dicts, self._names, self._unheld_names, strict=True):
-            now.update(zip(names, islice(objects, len(names)), strict=True))
-            if len(now) > next(sizes):
-                for name in now.keys() - unheld - set(names):
-                    del now[name]
-        for filled in self._empty:
-            filled.clear()
-        for dictionary in self._dicts:
-            count = next(sizes)
-            refill(dictionary, dict(zip(islice(keys, count), islice(objects, count), strict=True)))
-        for container in self._lists:
-            refill(container, list(islice(objects, next(sizes))))
 
     def add(self, value: Any, deep: bool = True) -> None:
         """Look for what can change inside ``value`` while it stays the same object."""
@@ -227,22 +131,13 @@ class Inventory:
             kind: Any = type(module)
             is_metric = _is_metric(kind)
             unheld = self._left_out | OF_METRIC if is_metric else self._left_out
-            names = (*REGISTERED, *[name for name in attributes if name not in unheld])
-            self._module_dicts.append(attributes)
-            self._getters.append(itemgetter(*names))
-            self._names.append(names)
-            self._unheld_names.append(unheld)
+            names = self.containers.add_module(attributes, unheld)
             for buffer in attributes["_buffers"].values():
                 if buffer is not None:
                     self.add_tensor(buffer)
-            for name in REGISTERED:
-                if attributes[name]:
-                    self._add_dict(attributes[name])
-                else:
-                    self._empty.append(attributes[name])
             # A metric's list state grows by appending; to copy what it has gathered each time would be quadratic.
             states: Any = module._defaults if is_metric else ()
-            for name in names[len(REGISTERED) :]:
+            for name in names:
                 if type(value := attributes[name]) not in ATOMS:
                     self.add(value, deep=name not in states)
 
@@ -277,32 +172,20 @@ class Inventory:
             or sum(item.nbytes for item in items if isinstance(item, Tensor)) > self._size_limit
         )
         if not deep or gathered:
-            self._unseen.append(container)
+            self.containers.add_unseen(container)
             self.serves_once |= gathered  # When it is emptied, it is looked into.
             return
         kind: Any = type(container)
         if isinstance(container, dict):
-            items = self._add_dict(container)
-        elif _shows_all(kind):
-            self._lists.append(container)
+            items = self.containers.add_dict(container)
+        elif shows_all(kind):
+            self.containers.add_list(container)
         else:
-            self._unseen.append(container)
+            self.containers.add_unseen(container)
             self.serves_once = True
             items = container.copy()  # A copy has what iterating does not show.
         for item in items:
             self.add(item)
-
-    def _add_dict(self, dictionary: dict[Any, Any]) -> ValuesView[Any]:
-        """Read a dictionary by views of its own, which show what is there at any time.
-
-        Those of a built-in class: one of the user's may leave some out, or change their order.
-        """
-        cls: Any = type(dictionary)
-        kind: Any = _built_in(cls)
-        self._dicts.append(dictionary)
-        self._keys.append(kind.keys(dictionary))
-        self._values.append(kind.values(dictionary))
-        return self._values[-1]
 
     def add_undo(self, make: Callable[[], Undo | None]) -> None:
         """Hold something by a function that makes its undo; None where there is nothing to be undone."""
@@ -357,7 +240,7 @@ def _(value: Tensor, inventory: Inventory, deep: bool) -> None:
 
 @hold.register
 def _(value: dict, inventory: Inventory, deep: bool) -> None:  # type: ignore[type-arg]
-    if _is_refillable(type(value)):
+    if is_refillable(type(value)):
         inventory.add_container(value, value.values(), deep)
 
 
@@ -365,7 +248,7 @@ def _(value: dict, inventory: Inventory, deep: bool) -> None:  # type: ignore[ty
 @hold.register(deque)
 @hold.register(set)
 def _(value: list[Any] | deque[Any] | set[Any], inventory: Inventory, deep: bool) -> None:
-    if _is_refillable(type(value)):
+    if is_refillable(type(value)):
         inventory.add_container(value, value, deep)
 
 
@@ -410,38 +293,6 @@ def _how_to_hold(kind: type) -> Callable[[Any, Inventory, bool], None] | None:
 @lru_cache(maxsize=1024)
 def _is_metric(kind: type) -> bool:
     return issubclass(kind, torchmetrics.Metric)
-
-
-@lru_cache(maxsize=256)
-def _is_refillable(kind: type) -> bool:
-    """Whether a container takes its items back; a subclass may forbid that, as the outputs of some models do."""
-    return kind.__module__ in ("builtins", "collections") or not any(
-        name in vars(cls)
-        for cls in kind.__mro__
-        if cls.__module__ not in ("builtins", "collections", "collections.abc", "typing")
-        for name in ("clear", "copy", "update", "extend", "__setitem__")
-    )
-
-
-@lru_cache(maxsize=256)
-def _shows_all(kind: type) -> bool:
-    """Whether iterating over a list, set or deque shows all items; a class of the user's may show some."""
-    base: Any = _built_in(kind)
-    return all(getattr(kind, name) is getattr(base, name) for name in ("__iter__", "__len__"))
-
-
-def _built_in(kind: type) -> type:
-    """The class of Python's own from which a container's class is derived."""
-    return next(cls for cls in kind.__mro__ if cls.__module__ in ("builtins", "collections"))
-
-
-def refill(container: Any, items: Any) -> None:
-    """Give the same container object its former items."""
-    container.clear()
-    if isinstance(container, (dict, set)):
-        container.update(items)
-    else:
-        container.extend(items)
 
 
 def _same(now: Sequence[Any], before: Sequence[Any]) -> bool:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_same.replay.inventory import Contents, Inventory
+from lightning_same.replay.containers import Contents
+from lightning_same.replay.inventory import Inventory
 from lightning_same.replay.modules import modules_of
 from lightning_same.trainer.distributed import reshard
 
@@ -37,7 +38,7 @@ class LatestInventory:
         inventory = Inventory(module, unheld, left_out)
         # One that serves but once would keep alive what the module has let go of, such as results with their graphs.
         self._latest = None if inventory.serves_once else (module, left_out, inventory)
-        return inventory, inventory.contents()
+        return inventory, inventory.containers.contents()
 
     def forget(self) -> None:
         """Let go of what was found; the next inventory is made anew."""

@@ -91,7 +91,7 @@ class Snapshot:
             undo()
         if inventory.sharded:
             reshard(inventory.sharded)
-        inventory.put_back(self._contents, None if now is None else now._contents)
+        inventory.containers.put_back(self._contents, None if now is None else now._contents)
         requires_grad = list(map(_requires_grad, inventory.params)) if now is None else now._requires_grad
         if requires_grad != self._requires_grad:
             for param, before in zip(inventory.params, self._requires_grad, strict=True):
