@@ -147,11 +147,45 @@ def test_errors_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert any(message in line for line in capsys.readouterr().err.splitlines()[-2:])
 
 
+SHORT = ("--density_probes=1", "--density_steps=5", "--trace_probes=8", "--probe_batches=1")
+
+
 def test_a_bare_state_dict_is_a_file_of_weights_too(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(build(Plain).state_dict(), "bare.pt")
-    quick = ("--density_probes=1", "--density_steps=5")
-    found, _ = numbers(capsys, "--model=support.nets.Plain", "--ckpt_path=bare.pt", *quick)
+    found, _ = numbers(capsys, "--model=support.nets.Plain", "--ckpt_path=bare.pt", *SHORT)
     assert found["top eigenvalue"] > 0
+
+
+class Normed(Plain):
+    def __init__(self, lr: float = 0.1, samples: int = 48, batch_size: int = 8) -> None:
+        super().__init__(lr, samples, batch_size)
+        self.layers.insert(1, nn.BatchNorm1d(10))
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_it_measures_in_the_mode_that_is_asked_for(capsys: pytest.CaptureFixture[str], mode: str) -> None:
+    module = build(Normed).train(mode == "train")
+    torch.save(module.state_dict(), "normed.pt")
+    expected = exact(module, *next(iter(loader(48, 8))))
+    model = f"--model={Normed.__module__}.Normed"
+    found, out = numbers(capsys, model, "--ckpt_path=normed.pt", f"--mode={mode}", *SHORT)
+    assert found["top eigenvalue"] == pytest.approx(expected["top eigenvalue"], rel=1e-3)
+    assert f"{mode} mode" in out
+
+
+class Sure(Plain):
+    """Of its classes, so that rounding decides in float32."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        logits = self(batch[0])
+        return nn.functional.cross_entropy(logits + 15 * nn.functional.one_hot(batch[1], logits.shape[1]), batch[1])
+
+
+def test_where_rounding_decides_all_is_measured_in_float64(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(build(Sure).state_dict(), "sure.pt")
+    _, out = numbers(capsys, f"--model={Sure.__module__}.Sure", "--ckpt_path=sure.pt", *SHORT)
+    (rounding,) = re.findall(r"rounding (\S+), ", out)
+    assert float(rounding) < 1e-12
 
 
 @pytest.mark.parametrize(
