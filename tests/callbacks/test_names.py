@@ -126,6 +126,13 @@ class Plateau(Plain):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": TOP}}
 
 
+class EverySecond(Plateau):
+    def configure_optimizers(self) -> Any:
+        made = super().configure_optimizers()
+        made["lr_scheduler"]["frequency"] = 2
+        return made
+
+
 class Validated(Plain):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val_loss", self.training_step(batch, batch_idx))
@@ -167,6 +174,9 @@ def test_model_checkpoint_and_schedulers_on_old_values_are_told(tmp_path: Path) 
     assert told(SharpnessMonitor(), keep(), kind=Validated) == ["ModelCheckpoint"]
     assert told(SharpnessMonitor(), kind=Plateau) == ["ReduceLROnPlateau"]
     assert told(SharpnessMonitor(every_n_steps=3), kind=Plateau) == []
+    # Read at the end of the second epoch alone.
+    assert told(SharpnessMonitor(), kind=EverySecond, max_epochs=3) == []
+    assert told(SharpnessMonitor(), kind=EverySecond, max_epochs=4) == ["ReduceLROnPlateau"]
     norm = ModelCheckpoint(tmp_path, monitor="grad_norm/mine/base", every_n_train_steps=1)
     with_old = told(GradientNormMonitor(every_n_steps=3, name="mine"), norm)
     assert with_old == ["ModelCheckpoint"]

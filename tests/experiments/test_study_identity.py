@@ -237,3 +237,12 @@ def test_a_part_that_stands_before_the_whole_is_not_lost(tmp_path: Path) -> None
     options = {"trainer.deep.part": 1, "trainer.deep": {"other": 2}}
     (run,) = read(tmp_path, seeds=1, methods={"SAM": SAM}, options=options).runs
     assert run.config["trainer"]["deep"] == {"other": 2, "part": 1}
+
+
+def test_a_study_and_its_plan_keep_all_that_the_file_says(tmp_path: Path) -> None:
+    said = {"name": "mine", "description": "Why.", "early": 0.3, "late": 0.4, "threads": 2, "delta": 0.07}
+    study = Study.read(Path(write_study(tmp_path, **said, claims="notes")))
+    (tmp_path / "study.json").write_text(study.dump())
+    for kept in (study, Study.load(tmp_path / "study.json")):
+        assert {name: getattr(kept, name) for name in said} == said
+        assert kept.claims == "notes"
