@@ -19,7 +19,7 @@ from faults import ROOT, Fault, checksum
 REACHED = ROOT / "build" / "reached.json"
 """What the tests call, by file of tests, each with the file's checksum."""
 
-IDLE, IDLING = 120, 0.5
+IDLE, IDLING = 120, 3.0
 """Seconds on a clock and seconds of CPU: tests that compute no more than that wait for what will never come.
 
 Not none at all, for threads that wait look up now and then.

@@ -89,3 +89,4 @@ def test_a_second_measurement_in_float64_has_the_products_of_both_and_the_same_s
         wanted = top_eigenvalue(exact if hessian is plain else AdaptiveHessian(exact, eta=0.7), tolerance=1e-9)
         assert top.value == pytest.approx(wanted.value, rel=1e-9)
         assert top.hvps == plain.hvps - before + 6
+    assert gradient_curvature(plain, tolerance=1e-9).hvps == 2
