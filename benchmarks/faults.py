@@ -36,7 +36,7 @@ EXAMPLES = "tests/test_doctests.py"
 
 SEVERAL = {
     "lightning_same/gradients/grads.py": ["tests/gradients/test_partial_grads.py"],
-    "lightning_same/gradients/sharding.py": ["tests/trainer/test_fsdp2_ways.py"],
+    "lightning_same/gradients/sharding.py": ["tests/trainer/test_fsdp2_ways.py::test_processes_are_one"],
     "lightning_same/two_pass/checks.py": ["tests/two_pass/test_ascent_and_accumulation.py"],
     "lightning_same/two_pass/fit.py": ["tests/trainer/test_fsdp2_ways.py"],
     "lightning_same/two_pass/step.py": ["tests/two_pass/test_ascent_and_accumulation.py"],

@@ -77,6 +77,12 @@ def test_the_bounds_have_room_for_rounding(dtype: torch.dtype) -> None:
     assert (top.lower, top.upper) == (lower - top.rounding, upper + top.rounding)
 
 
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.__name__)
+def test_an_operator_is_given_by_its_place_or_its_name(measure: Any) -> None:
+    hessian, options = Hessian(*a_loss()), MEASURES[measure]
+    assert numbers(measure(hessian=hessian, **options)) == numbers(measure(hessian, **options))
+
+
 def test_a_second_measurement_in_float64_has_the_products_of_both_and_the_same_scale() -> None:
     loss, params = a_loss(torch.float32)
     plain = Hessian(loss, params, dtype="auto")
