@@ -20,7 +20,8 @@ def is_fast(path: Path) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Import what all tests need; but not in the process that only hands tests to workers, which wait for it."""
-    if config.getoption("dist", "no") == "no" or hasattr(config, "workerinput"):
+    hands_out = config.getoption("numprocesses", None) and config.getoption("dist") != "no"
+    if not hands_out or hasattr(config, "workerinput"):
         import support.environment  # noqa: F401
 
 
