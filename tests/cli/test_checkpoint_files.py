@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
+from support.fits import LIGHTNING
 
 from lightning_same.cli.fit import main
 from lightning_same.cli.sharpness import main as sharpness
@@ -81,6 +83,8 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> list[str]:
 def test_what_is_no_checkpoint_file(
     capsys: pytest.CaptureFixture[str], command: str, file: str, what: str, to_do: str
 ) -> None:
+    if LIGHTNING < (2, 6) and command == "validate" and file in ("pickled.ckpt", "list.ckpt"):
+        pytest.skip("this release of Lightning unpickles whatever a file holds")
     lines = refused(capsys, [command, f"--model={BORING}", f"--ckpt_path={file}"])
     assert f"--ckpt_path: {what}" in lines[0]
     assert to_do in lines[1]
@@ -105,6 +109,12 @@ def test_best_without_any_checkpoint(capsys: pytest.CaptureFixture[str]) -> None
     assert "best" in lines[0]
 
 
+reads_arguments = pytest.mark.skipif(
+    not hasattr(LightningCLI, "_parse_ckpt_path"), reason="this release of Lightning takes no arguments from a file"
+)
+
+
+@reads_arguments
 def test_the_file_of_another_class(capsys: pytest.CaptureFixture[str]) -> None:
     # Lightning builds the file's class, without a word.
     lines = refused(capsys, ["validate", f"--model={BORING}", "--ckpt_path=sized.ckpt"])
@@ -112,6 +122,7 @@ def test_the_file_of_another_class(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"--model {__name__}.Sized" in lines[1]
 
 
+@reads_arguments
 @pytest.mark.parametrize("width", ["2", "3", None])
 def test_an_argument_that_the_file_replaces_is_told(capsys: pytest.CaptureFixture[str], width: str | None) -> None:
     given = [] if width is None else [f"--model.width={width}"]
