@@ -33,7 +33,7 @@ class FrozenCopies:
         Args:
             params: those that are not trained.
         """
-        marks = marks_of(params)
+        marks = versions_of(params), addresses_of(params)  # The second for when ``.data`` is replaced.
         same = [id(param) for param in params] == [id(param) for param in self._params] and marks == self._marks
         if self._latest is None or not same or self._were_written(self._latest):
             self._params, self._marks, self._latest = params, marks, TensorCopies(params)
@@ -56,12 +56,11 @@ class FrozenCopies:
         return self._counters_suffice is False
 
 
-def marks_of(params: Sequence[Tensor]) -> tuple[list[int], ...]:
-    """What changes when a tensor, or this process's part of it, is written to, or when ``.data`` is replaced."""
+def versions_of(params: Sequence[Tensor]) -> list[int]:
+    """What changes when a tensor, or this process's part of it, is written to."""
     versions = list(map(_version_of, params))
-    if not any_sharded(params):
-        return versions, addresses_of(params)
-    # An operation on a sharded tensor counts at the tensor, one on the shard at the shard.
-    with torch.no_grad():
-        shards = locals_of(params)
-    return versions, addresses_of(shards), list(map(_version_of, shards))
+    if any_sharded(params):
+        # An operation on a sharded tensor counts at the tensor, one on the shard at the shard.
+        with torch.no_grad():
+            versions += map(_version_of, locals_of(params))
+    return versions

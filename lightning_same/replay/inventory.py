@@ -15,7 +15,7 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
-from lightning_same.gradients.sharding import any_sharded, locals_of
+from lightning_same.gradients.sharding import any_sharded
 from lightning_same.replay.batch import ATOMS, overlaps, storage_of
 from lightning_same.replay.containers import Containers, Contents, is_refillable, shows_all
 from lightning_same.replay.modules import modules_of, parameters_of
@@ -56,6 +56,7 @@ class Inventory:
         params: registered parameters; one that several modules share comes once for each.
         states: all tensors that a forward may write to, in their groups.
         frozen: parameters of those that are not in ``unheld``, if they are small enough to be held.
+        unheld_addresses: where those in ``unheld`` are, each once; none if one of the parameters is lazy.
         devices: those of ``unheld``.
         serves_once: whether there is something that is left out now and may be held later.
     """
@@ -74,10 +75,12 @@ class Inventory:
         self.frozen = self._frozen_to_hold()
         self.states = TensorGroups(self._tensors.values())
         # A parameter that is not there yet has no address.
-        self.serves_once |= any(map(nn.parameter.is_lazy, chain(unheld, self.params)))
+        has_lazy = any(map(nn.parameter.is_lazy, chain(unheld, self.params)))
+        self.serves_once |= has_lazy
         self._located = list({id(param): param for param in chain(unheld, self.params)}.values())
         self._is_sharded = any_sharded(self._located)
-        self._addresses = [] if self.serves_once else self._where_parameters_are()
+        self._addresses = [] if has_lazy else self._where_parameters_are()
+        self.unheld_addresses = self._addresses[: len(set(map(id, unheld)))]
         self.devices = frozenset(param.device for param in unheld)
         self._latest = self.containers.contents().without_unseen()
         del self._seen, self._tensors
@@ -193,10 +196,7 @@ class Inventory:
 
     def _where_parameters_are(self) -> list[int]:
         """What shares the memory of an unheld parameter is left out, so each must be where it was."""
-        if not self._is_sharded:
-            return addresses_of(self._located)
-        with torch.no_grad():
-            return addresses_of(locals_of(self._located))
+        return addresses_of(self._located, sharded=self._is_sharded)
 
     def _frozen_to_hold(self) -> list[Tensor]:
         """The parameters that nobody else takes care of; none if they are too large."""

@@ -76,6 +76,11 @@ class Snapshot:
         """All registered parameters; one that several modules share comes once for each."""
         return self._inventory.params
 
+    @property
+    def unheld_addresses(self) -> list[int]:
+        """Where the unheld parameters were, each once: the same list as that of another snapshot if none has moved."""
+        return self._inventory.unheld_addresses
+
     def restore(self, now: "Snapshot | None" = None) -> None:
         """Put everything back. May be called many times.
 

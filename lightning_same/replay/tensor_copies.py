@@ -222,8 +222,16 @@ class TensorCopies:
             yield here, here.memory, list(map(_shaped, copies, group.shapes))
 
 
-def addresses_of(tensors: Sequence[Tensor]) -> list[int]:
-    """Where the values of tensors are, none of which is sharded. Sparse ones have several places: themselves."""
+def addresses_of(tensors: Sequence[Tensor], *, sharded: bool | None = None) -> list[int]:
+    """Where the values of tensors are, on this process. Sparse ones have several places: themselves.
+
+    Args:
+        tensors: any.
+        sharded: whether one is sharded, if that is known.
+    """
+    if any_sharded(tensors) if sharded is None else sharded:
+        with torch.no_grad():
+            tensors = locals_of(tensors)
     try:
         return list(map(Tensor.data_ptr, tensors))
     except RuntimeError:

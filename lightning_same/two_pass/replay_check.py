@@ -55,8 +55,8 @@ def check_replay(
     step.sam_pass = 2
     try:
         with (
-            undisturbed(trainer, module, step.fit.stepped_parameters(), in_step=True),
-            step.weights_as_before(),
+            undisturbed(trainer, module, step.fit.stepped_parameters(), in_step=True) as here,
+            step.weights_as_before(here),
         ):
             rewind()
             put_back = fingerprint(module)

@@ -113,12 +113,14 @@ class AutomaticRoute(Route):
         if step.rule is not None and self._finished_batch == batches_seen(trainer) and not self._has_stepped:
             name, optimizer = type(self.fit.module).__name__, trainer.optimizers[0]
             raise RuntimeError(f"{name}: {type(optimizer).__name__} {EVALUATES_SEVERAL_TIMES}")
+        before: ReplayState | None = None
         if step.replays:
             self._window.append(self._micro_batch(args))
+            before = self._window[-1].before
             if step.checks_replay and self._start is None:
                 self._start = fingerprint(self.fit.module)
         # A context that ends elsewhere: after the backward, which Lightning calls.
-        pass_one = step.first_pass()
+        pass_one = step.first_pass(before)
         pass_one.__enter__()
         self._pass_one = pass_one
         output = self._own_training_step(*args)
@@ -276,7 +278,7 @@ class ManualRoute(Route):
             return [forward_backward()]
 
         optimizer.zero_grad()
-        with step.first_pass():
+        with step.first_pass(before):
             loss = forward_backward()
         if start is not None and before is not None and isinstance(step, TwoPassStep):
             check_replay(step, start, before.restore, replay, [loss])

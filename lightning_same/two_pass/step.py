@@ -115,8 +115,12 @@ class Step:
         """Whether a replay of pass one is to be compared with it."""
         return self.replays and self._options.check_replay and not self.fit.is_replay_checked
 
-    def first_pass(self) -> AbstractContextManager[None]:
-        """A context for the forward and backward that leave g in ``.grad``."""
+    def first_pass(self, before: ReplayState | None) -> AbstractContextManager[None]:
+        """A context for the forward and backward that leave g in ``.grad``.
+
+        Args:
+            before: the state now, if the step `replays`.
+        """
         return nullcontext()
 
     def second_pass(
@@ -192,7 +196,7 @@ class LookAheadStep(Step):
 
     @override
     @contextmanager
-    def first_pass(self) -> Iterator[None]:
+    def first_pass(self, before: ReplayState | None) -> Iterator[None]:
         assert self.rule is not None
         radii = radii_of(self._optimizer, self.rho)
         momenta = {param: momentum_of(self._optimizer, param) for param in radii}
@@ -265,13 +269,14 @@ class TwoPassStep(Step):
         self.is_local = (options.ascent == "local" or self.by_micro_batch) and ddp_model(fit.trainer) is not None
 
     @override
-    def first_pass(self) -> AbstractContextManager[None]:
+    def first_pass(self, before: ReplayState | None) -> AbstractContextManager[None]:
+        assert before is not None
         if self._has_perturbed:
             self._store.set_aside(trained(self._optimizer))
         if self._weights is None or self.by_micro_batch:
             # The first step that perturbs keeps a copy, to see whether weights are written; later ones if they are.
             copy = self.fit.writes_weights is not False
-            self._weights = WeightsBefore(self.fit.stepped_parameters(), copy)
+            self._weights = WeightsBefore(self.fit.stepped_parameters(), copy, before.module)
         return _Pass(self, 1, unsynchronized(self.trainer.strategy) if self.is_local else _NO_CONTEXT)
 
     @override
@@ -303,7 +308,7 @@ class TwoPassStep(Step):
             undisturbed(
                 self.trainer, self.module, self.fit.stepped_parameters(), self.fit.inventory, in_step=True
             ) as here,
-            self.weights_as_before(),
+            self.weights_as_before(here),
             self._unfrozen_as_before(params, release),
         ):
             others = [param for param in here.module.params if param not in radii]
@@ -354,10 +359,14 @@ class TwoPassStep(Step):
             self.rule.combine_(base, step_grads, self._progress, memory)
         self._drop_unless_finite([*base, *step_grads], params)
 
-    def weights_as_before(self) -> AbstractContextManager[object]:
-        """The weights with which pass one began, if it has written to them; then what pass one has left."""
+    def weights_as_before(self, here: ReplayState) -> AbstractContextManager[object]:
+        """The weights with which pass one began, if it has written to them; then what pass one has left.
+
+        Args:
+            here: the state after pass one.
+        """
         assert self._weights is not None
-        written = self._weights.were_written()
+        written = self._weights.were_written(here.module)
         if self.fit.writes_weights is None or (written and not self.fit.writes_weights):
             self.fit.writes_weights = written
         if not written:

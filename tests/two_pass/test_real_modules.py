@@ -108,12 +108,16 @@ def test_sam_is_the_loop_by_hand(kind: Any, window: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
-def test_weights_written_for_the_first_time_in_the_middle_are_told() -> None:
+@pytest.mark.parametrize("replaces_memory", [False, True])
+def test_weights_written_for_the_first_time_in_the_middle_are_told(replaces_memory: bool) -> None:
     class Late(Plain):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            if batch_idx >= 2:
+            weight = self.layers[2].weight
+            if batch_idx >= 2 and replaces_memory:
+                weight.data = weight.data * 0.9
+            elif batch_idx >= 2:
                 with torch.no_grad():
-                    self.layers[2].weight.mul_(0.9)
+                    weight.mul_(0.9)
             return super().training_step(batch, batch_idx)
 
     with pytest.warns(UserWarning, match="Late.training_step has written to trained weights for the first time"):
