@@ -35,13 +35,14 @@ PACKAGES = {
 EXAMPLES = "tests/test_doctests.py"
 
 SEVERAL = {
+    "lightning_same/curvature/full_precision.py": ["tests/curvature/test_full_precision.py"],
     "lightning_same/gradients/grads.py": ["tests/gradients/test_partial_grads.py"],
     "lightning_same/gradients/sharding.py": ["tests/trainer/test_fsdp2_ways.py::test_processes_are_one"],
     "lightning_same/two_pass/checks.py": ["tests/two_pass/test_ascent_and_accumulation.py"],
     "lightning_same/two_pass/fit.py": ["tests/trainer/test_fsdp2_ways.py"],
     "lightning_same/two_pass/step.py": ["tests/two_pass/test_ascent_and_accumulation.py"],
 }
-"""Tests on several processes, for a file's faults that no test on one process finds: they take a minute and more."""
+"""Tests on several processes, or in a fresh one, for a file's faults that no test in one process finds."""
 
 OPERATORS = [
     *(f"core/ReplaceBinaryOperator_{pair}" for pair in ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Pow_Mul")),
