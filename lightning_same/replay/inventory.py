@@ -42,7 +42,7 @@ Undo = Callable[[], None]
 
 
 class Inventory:
-    """All that a forward may change in a module and its submodules, in lists that are read without a loop in Python.
+    """All that a forward may change in a module and its submodules.
 
     Args:
         module: the root of the tree. FSDP2 must have resharded its parameters.
