@@ -48,14 +48,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.xdist_group("study"))
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test's limit is that of this machine as it is when the test begins."""
+    if item.config.getoption("timeout", None) is None:
+        own = item.get_closest_marker("timeout")
+        limit = float(own.args[0] if own and own.args else item.config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(limit * slowness()), append=False)
+    return (yield)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Limits are those of this machine; what starts nothing is fast."""
-    scale = slowness()
+    """What starts nothing is fast."""
     for item in items:
-        if item.config.getoption("timeout", None) is None:
-            own = item.get_closest_marker("timeout")
-            limit = float(own.args[0] if own and own.args else item.config.getini("timeout"))
-            item.add_marker(pytest.mark.timeout(limit * scale), append=False)
         if is_fast(item.path) and not starts_processes(item):
             item.add_marker(pytest.mark.fast)
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.speed import slowness
 
 from lightning_same.__main__ import COMMANDS
 from lightning_same.cli.completion import RULES
@@ -23,7 +24,9 @@ def offered(line: str, folder: Path) -> set[str]:
     }
     code = "import sys; from lightning_same.__main__ import main\n"
     code += "try: main()\nfinally: assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], env=os.environ | asked, cwd=folder, timeout=60, check=False)
+    subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked, cwd=folder, timeout=60 * slowness(), check=False
+    )
     return {word.strip() for word in answer.read_text().split("\x0b") if word}
 
 

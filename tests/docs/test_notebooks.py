@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from support.paths import DOCS, ROOT
+from support.speed import slowness
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
@@ -31,9 +32,9 @@ def read(name: str) -> nbformat.NotebookNode:
 
 def ran(name: str, folder: Path) -> nbformat.NotebookNode:
     notebook = read(name)
-    NotebookClient(
-        notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    ).execute()
+    limit = int(200 * slowness())
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=limit, kernel_name="python3", resources=resources).execute()
     return notebook
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.fresh import fresh_processes
 from support.ray_jobs import Apart, planned, pretend
-from support.speed import slowness
+from support.speed import ended
 from support.studies import gone, markers, said, wait_for, wait_until, write_study
 
 from lightning_same.experiments.study import main
@@ -145,7 +145,7 @@ def test_a_run_on_two_devices_has_a_process_of_its_own(start: Callable[..., Base
     config = write_study(tmp_path, seeds=1, methods=methods, options=DDP)
     results = tmp_path / "results"
     process = start(results, "--config", config)
-    process.join(240 * slowness())
+    assert ended(process, 240)
     assert process.exitcode == 1, said(results)
     assert markers(results).keys() == {"SAM_seed=0"}
     assert "bad_seed=0: RuntimeError: this run fails (see " in said(results)

@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from support.speed import slowness
+from support.speed import ended
 from support.studies import content, gone, markers, said, wait_for, wait_until, write_study
 
 
@@ -26,7 +26,7 @@ def test_a_worker_that_dies_while_its_child_lives_is_seen(start: Callable[..., B
     config = write_study(tmp_path, methods=methods, seeds=1)
     results = tmp_path / "results"
     process = start(results, "--config", config)
-    process.join(120 * slowness())
+    assert ended(process, 120)
     assert process.exitcode == 1, said(results)
     assert markers(results).keys() == {"SAM_seed=0"}
     assert re.search(r"bad_seed=0: its process died with exit code -11, SIGSEGV \(see .*\.log\)", said(results))
@@ -46,7 +46,7 @@ def test_ctrl_c_twice_leaves_a_report_or_none_and_nothing_running(
     time.sleep(distance)
     if process.is_alive():
         os.kill(process.pid, signal.SIGINT)
-    process.join(120 * slowness())
+    assert ended(process, 120)
     assert process.exitcode == 130, said(results)
     assert "Traceback" not in said(results)
     wait_until(lambda: all(map(gone, workers)))
@@ -55,7 +55,7 @@ def test_ctrl_c_twice_leaves_a_report_or_none_and_nothing_running(
         assert re.search(r"[1-4] of 4 runs are finished", report.read_text())
         assert {path.name for path in results.iterdir()} >= {"report.html", "tables", "figures", ".report.json"}
     process = start(results, "--config", study)
-    process.join(120 * slowness())
+    assert ended(process, 120)
     assert process.exitcode == 0, said(results)
     assert content(results) == content(undisturbed)
 
@@ -65,7 +65,7 @@ def test_sigterm_is_an_interruption_too(study: str, start: Callable[..., BasePro
     process = start(results, "--config", study)
     wait_for(lambda: len(markers(results)) >= 1, process)
     process.terminate()
-    process.join(120 * slowness())
+    assert ended(process, 120)
     assert process.exitcode == 130, said(results)
     assert "The same command goes on" in said(results)
     assert (results / "report.md").exists()

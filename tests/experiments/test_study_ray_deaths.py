@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.speed import slowness
+from support.speed import ended
 from support.studies import content, gone, markers, said, wait_for, wait_until, write_study
 
 pytest.importorskip("ray")
@@ -55,7 +55,7 @@ def alone(
     gate.touch()
     results = tmp_path_factory.mktemp("alone") / "results"
     process = start(results, "--config", config, target=begin_pretending)
-    process.join(120 * slowness())
+    assert ended(process, 120)
     assert process.exitcode == 0, said(results)
     return content(results)
 
@@ -84,7 +84,7 @@ def test_five_nodes_die_and_the_report_is_the_same(
         cluster.remove_node(draw.choice(list(cluster.worker_nodes)), allow_graceful=False)
         patiently(cluster.add_node, num_cpus=1)
     gate.touch()
-    process.join(300 * slowness())
+    assert ended(process, 300)
     assert process.exitcode == 0, said(results)
     assert said(results).count("lost, and begun anew") >= 2
     assert len(markers(results)) == 6
@@ -106,13 +106,13 @@ def test_killed_and_interrupted_it_goes_on(
     wait_for(lambda: begun(results) > 0, process)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
-    process.join(120 * slowness())
+    assert ended(process, 120)
     assert process.exitcode == 130, said(results)
     assert "Traceback" not in said(results)
     assert re.search(r"[1-5] of 6 runs are finished", (results / "report.md").read_text())
     gate.touch()
     process = command(results, "--config", config, "--ray", cluster.address)
-    process.join(300 * slowness())
+    assert ended(process, 300)
     assert process.exitcode == 0, said(results)
     assert markers(results).items() >= kept.items()
     assert content(results) == alone
@@ -129,14 +129,14 @@ def test_a_ray_of_its_own_trains_on_several_devices_and_stops(
     process = start(results, "--config", config, "--ray", "--cpus-per-run", "2")
     wait_for((results / "runs" / "SAM_seed=0" / "metrics.csv").exists, process)
     started = descendants(process)
-    process.join(300 * slowness())
+    assert ended(process, 300)
     assert process.exitcode == 0, said(results)
     assert len(started) > 5  # of Ray, and two of the run
     wait_until(lambda: all(map(gone, started)))
     assert "The node has the versions and the data that are needed; they see the directory" in said(results)
     beside = tmp_path / "beside" / "results"
     process = start(beside, "--config", config)
-    process.join(300 * slowness())
+    assert ended(process, 300)
     assert process.exitcode == 0, said(beside)
     assert content(results) == content(beside)
 

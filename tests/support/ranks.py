@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from support.fresh import fresh_processes
-from support.speed import slowness
+from support.speed import in_time
 
 PATIENCE = 300.0
 """Seconds that one function may take on all ranks, on an idle machine."""
@@ -78,9 +78,8 @@ class Ranks:
 
     def _answer(self, rank: int, pipe: Connection, patience: float) -> Any:
         try:
-            limit = patience * slowness()
-            if not pipe.poll(limit):
-                raise EOFError(f"no answer in {limit:.0f} s")
+            if not in_time(pipe.poll, patience):
+                raise EOFError(f"no answer in {patience:.0f} s of an idle machine")
             good, result = pickle.loads(pipe.recv_bytes())
         except (EOFError, OSError) as error:  # OSError: the other end was killed.
             good, result = False, repr(error)

@@ -15,7 +15,7 @@ from lightning_same import GSAM, SAM, USAM, FriendlySAM, LookSAM, Rule, VaSSO, w
 from support.fits import go_on, trainer
 from support.formulas import Arrays, gradient, problem
 from support.nets import Plain
-from support.speed import slowness
+from support.speed import ended, in_time
 
 ACCUMULATE = 2
 LR, MOMENTUM, DECAY, RHO = 0.05, 0.9, 0.01, 0.3
@@ -149,7 +149,7 @@ class Session:
 
     def wait(self) -> None:
         """Until the fit asks for a batch, or has ended."""
-        assert self.source.idle.wait(PATIENCE * slowness()), "the fit does not go on"
+        assert in_time(self.source.idle.wait, PATIENCE), "the fit does not go on"
         self.source.idle.clear()
 
     def send(self, number: int | None, spoiled_on: int | None = None) -> None:
@@ -185,8 +185,7 @@ class Session:
     def stop(self) -> None:
         if self.thread.is_alive():
             self.source.batches.put(StoppedError)
-        self.thread.join(PATIENCE * slowness())
-        assert not self.thread.is_alive()
+        assert ended(self.thread, PATIENCE)
 
     @property
     def weights(self) -> Arrays:

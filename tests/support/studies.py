@@ -16,7 +16,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from typing_extensions import override
 
-from support.speed import slowness
+from support.speed import in_time
 
 
 class Die(Callback):
@@ -211,7 +211,4 @@ def gone(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds * slowness()
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+    assert in_time(lambda _: condition() or time.sleep(0.02), seconds), "waited in vain"

@@ -1,6 +1,5 @@
 """A process that raises says so at once: it enters no collective, in which it would wait for the others."""
 
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from support.fits import trainer
 from support.nets import build, seed_all
 from support.ranks import PATIENCE, Ranks
 from support.sharded import Sharded, strategy
-from support.speed import slowness
+from support.speed import idle_seconds, slowness
 from torch import Tensor, distributed
 
 from lightning_same import GradientNormMonitor, VaSSO, replaying, with_sam
@@ -50,7 +49,7 @@ class Raises(Sharded):
 
 
 def fail(place: str, sharded: bool, folder: str, limit: float) -> tuple[str, float]:
-    """The error with which a fit ends on this process, and after how many seconds."""
+    """The error with which a fit ends on this process, and after how many seconds of an idle machine."""
     rank, size = distributed.get_rank(), distributed.get_world_size()
 
     def start(name: str, timeout: float) -> None:
@@ -67,15 +66,14 @@ def fail(place: str, sharded: bool, folder: str, limit: float) -> tuple[str, flo
     callbacks = [GradientNormMonitor(every_n_steps=1), keep]
     seed_all(1)
     made = trainer(callbacks=callbacks, enable_checkpointing=True, **options)
-    began = time.monotonic()
-    try:
-        made.fit(module)
-        error = "none"
-    except BaseException as raised:
-        error = f"{type(raised).__name__}: {raised}"
-    seconds = time.monotonic() - began
+    with idle_seconds() as passed:
+        try:
+            made.fit(module)
+            error = "none"
+        except BaseException as raised:
+            error = f"{type(raised).__name__}: {raised}"
     start("after", PATIENCE)
-    return error, seconds
+    return error, passed()
 
 
 FSDP2 = pytest.param(True, marks=pytest.mark.skipif(torch.__version__ < "2.7", reason="FSDP2 on a CPU"), id="FSDP2")

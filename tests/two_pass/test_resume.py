@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from support.fits import differences, go_on, trainer
 from support.fresh import fresh_processes
 from support.nets import Plain, build, collate, seed_all
-from support.speed import slowness
+from support.speed import ended
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -113,7 +113,7 @@ def fresh() -> Any:
 def killed(fresh: Any, *args: Any) -> None:
     process = fresh.Process(target=be_killed, args=args)
     process.start()
-    process.join(120 * slowness())
+    assert ended(process, 120)
     assert process.exitcode == -signal.SIGKILL
 
 
