@@ -11,9 +11,13 @@ from lightning_same.cli.configs import found
 
 def value_of(option: str, words: Sequence[str]) -> str:
     """The last value of an option; empty if it is not given."""
-    values = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
-    values += [value for name, value in itertools.pairwise(words) if name == option]
-    return values[-1] if values else ""
+    value = ""
+    for word, following in itertools.pairwise([*words, ""]):
+        if word == option:
+            value = following
+        elif word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+    return value
 
 
 def argument_of_no_rule(words: Sequence[str]) -> str:

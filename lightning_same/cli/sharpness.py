@@ -167,6 +167,7 @@ def load(cli: SharpnessCLI, path: str) -> None:
         raise UserError(what, NAMED_BY_FIT)
     if weights is not checkpoint:
         cli.model.on_load_checkpoint(checkpoint)
+        weights = checkpoint["state_dict"]  # The hook may have put others there.
     if cli.model.strict_loading:
         check_that_weights_fit(path, weights, cli.model)
     cli.model.load_state_dict(weights, strict=cli.model.strict_loading)

@@ -61,6 +61,19 @@ def test_in_manual_optimization_the_last_step_of_a_batch_is_logged() -> None:
         assert row["grad_norm/perturbed"] == pytest.approx(row["grad_norm/step"])
 
 
+def test_groups_are_those_of_all_optimizers() -> None:
+    logger = RowLogger()
+    module = build(Manual)
+    module.sam = SAM(0.3)
+    norms = [np.linalg.norm(flat(part.parameters())) for part in (module.critic, module.generator)]
+    fit(module, callbacks=[GradientNormMonitor(per_group=True)], logger=logger, max_steps=2)
+    row = next(row for _, row in logger.rows if STEP[0] in row)
+    assert row["weight_norm_group/pg1"] == pytest.approx(norms[0], rel=1e-6)
+    # The critic has stepped before.
+    assert row["weight_norm_group/pg2"] == row["weight_norm"] == pytest.approx(norms[1], rel=1e-6)
+    assert row["grad_norm_group/pg2/base"] == row["grad_norm/base"]
+
+
 def test_a_plain_manual_module_needs_a_loss_fn() -> None:
     with pytest.raises(RuntimeError, match=r"GradientNormMonitor: TwoOptimizers is in manual optimization.*`loss_fn"):
         rows_of(build(TwoOptimizers), GradientNormMonitor())

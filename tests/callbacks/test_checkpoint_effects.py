@@ -155,6 +155,24 @@ def test_each_step_has_random_sets_of_its_own() -> None:
     assert differing == {"ckpt_placebo_count", "ckpt_placebo_norm"}
 
 
+def test_the_loss_on_validation_data_is_that_of_evaluation_mode() -> None:
+    class Tenfold(Softmax):
+        def losses(self, batch: Any) -> Tensor:
+            return super().losses(batch) * (1 if self.training else 10)
+
+    def first_row(kind: Any) -> dict[str, float]:
+        logger = RowLogger()
+        monitor = CheckpointEffectMonitor(every_n_steps=1, noisy_mask=class_zero)
+        fit(build(kind), callbacks=[monitor], logger=logger, max_steps=1, num_sanity_val_steps=-1)
+        return next(row for _, row in logger.rows if "ckpt_effect/whole/validation" in row)
+
+    plain, tenfold = first_row(Softmax), first_row(Tenfold)
+    for key, value in plain.items():
+        if key.startswith("ckpt_"):
+            factor = 10 if key.endswith("/validation") else 1
+            assert tenfold[key] == pytest.approx(factor * value, rel=1e-5, abs=1e-7), key
+
+
 def test_no_validation_batch_counts_twice_after_a_sanity_check() -> None:
     def last_row(sanity: int) -> dict[str, float]:
         logger = RowLogger()

@@ -214,12 +214,15 @@ def test_values_per_group_are_those_of_its_parameters(mixed: bool) -> None:
 
 
 def test_bins_sum_up_to_their_checkpoint() -> None:
-    rows = rows_of(with_sam(build(Plain), SAM(0.3)), CheckpointFractionMonitor(histogram=True))
-    for _, row in rows:
+    """Those of the clean and of the noisy samples under keys of their own."""
+    monitor = CheckpointFractionMonitor(histogram=True, noisy_mask=class_zero)
+    ((_, row),) = rows_of(with_sam(build(Plain), SAM(0.3)), monitor, max_steps=1)
+    for of in ("", "_clean", "_noisy"):
         for group in GROUPS:
-            bins = {key.removeprefix(f"ckpt_histogram/{group}/"): v for key, v in row.items() if f"am/{group}" in key}
+            start = f"ckpt_histogram{of}/{group}/"
+            bins = {key.removeprefix(start): value for key, value in row.items() if key.startswith(start)}
             assert list(bins) == ["1-1.2", "1.2-1.5", "1.5-2", "2-4", "4-8", "8-16", "16-inf"]
-            assert sum(bins.values()) == pytest.approx(row[f"ckpt_fraction/{group}"])
+            assert sum(bins.values()) == pytest.approx(row[f"ckpt_fraction{of}/{group}"])
 
 
 def last_values(mixed: bool) -> dict[str, float]:

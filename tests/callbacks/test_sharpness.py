@@ -218,6 +218,8 @@ def test_when_it_measures() -> None:
     assert list(measured(build(Plain), SharpnessMonitor(every_n_steps=5, probe_batches=4))) == [3, 5, 10]
     assert list(measured(build(Plain), SharpnessMonitor(every_n_epochs=2), max_epochs=5)) == [11, 23]
     assert list(measured(build(Plain), SharpnessMonitor())) == [0]
+    # An epoch of a single step ends under that step, the first one under step 0.
+    assert list(measured(build(Plain, samples=8), SharpnessMonitor(every_n_epochs=1))) == [0, 1]
 
 
 def test_tracking_agrees_and_takes_fewer_products() -> None:

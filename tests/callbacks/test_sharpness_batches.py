@@ -53,6 +53,27 @@ def test_a_batch_without_a_loss_is_passed_over() -> None:
         assert measured(module, SharpnessMonitor(probe_batches=batches[:2]), max_epochs=1) == {}
 
 
+class SkipsTheFourth(Plain):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        fourth = self.trainer.fit_loop.epoch_loop.batch_idx == 3
+        return None if fourth else super().training_step(batch, batch_idx)
+
+
+def test_a_batch_that_was_measured_on_stays() -> None:
+    """Also where it has no loss once. The weights stay where they are, so only another batch makes a difference."""
+    with pytest.warns(UserWarning, match="This measurement is left out"):
+        rows = measured(build(SkipsTheFourth, lr=1e-20), SharpnessMonitor(every_n_steps=1), max_epochs=1)
+    assert len(rows) == 5
+    assert len({row[TOP] for row in rows.values()}) == 1
+
+
+def test_given_batches_get_the_precision_of_the_training() -> None:
+    batch = next(iter(build(Plain).train_dataloader()))
+    expected = exact(build(Plain).double(), [batch[0].double(), batch[1]])[-1].item()
+    rows = measured(build(Plain), SharpnessMonitor(probe_batches=[batch]), max_steps=1, precision="64-true")
+    assert rows[0][TOP] == pytest.approx(expected, rel=1e-3)
+
+
 class Endless(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(list(build(Plain).train_dataloader())[:4])

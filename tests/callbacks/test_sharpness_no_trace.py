@@ -16,7 +16,7 @@ from support.ranks import Ranks
 from support.sharpness import KEYS, TOP, measured
 from torch import Tensor
 
-from lightning_same import SAM, MomentumSAM, SharpnessMonitor, with_sam
+from lightning_same import SAM, GradientNormMonitor, MomentumSAM, SharpnessMonitor, with_sam
 
 
 def without_own(seen: dict[str, Any]) -> dict[str, Any]:
@@ -177,8 +177,13 @@ class Once(torch.autograd.Function):
 def test_shards_are_refused(strategy: Any) -> None:
     made = trainer()
     made.strategy.__class__ = type(strategy.__name__, (strategy,), {})
-    with pytest.raises(RuntimeError, match=r"SharpnessMonitor: \w+Strategy shards the parameters"):
+    with pytest.raises(RuntimeError, match=r"SharpnessMonitor: \w+Strategy shards the parameters") as refused:
         SharpnessMonitor().on_fit_start(made, build(Plain))
+    # ModelParallelStrategy is no way out, as it is for the other monitors.
+    assert 'Use strategy="ddp", or leave the callback out.' in str(refused.value)
+    if strategy is not ModelParallelStrategy:
+        with pytest.raises(RuntimeError, match=r'Use ModelParallelStrategy or strategy="ddp", or leave'):
+            GradientNormMonitor().on_fit_start(made, build(Plain))
 
 
 def test_what_has_no_second_derivative_is_refused_at_the_first_step() -> None:

@@ -36,6 +36,7 @@ def offered(line: str, folder: Path) -> set[str]:
         ("lightning-same s", {"sharpness", "study"}),
         ("lightning-same fit --sam SAME", {"SAME"}),
         ("lightning-same fit --config di", {"digits"}),
+        ("lightning-same fit --config ci", {"cifar100_resnet18"}),
         ("lightning-same study --config rad", {"radius", "radius_clean"}),
         ("lightning-same plot --w", {"--watch"}),
         ("lightning-same fit --two_pass.ascent=l", {"--two_pass.ascent=local"}),

@@ -48,6 +48,7 @@ def test_a_study_is_copied_with_what_it_builds_on(capsys: pytest.CaptureFixture[
     copies = [tmp_path / "studies" / "subsets" / "digits.yaml", tmp_path / "digits.yaml"]
     assert capsys.readouterr().out.split() == list(map(str, copies))
     assert copies[0].read_bytes() == (ROOT / "configs" / "studies" / "subsets" / "digits.yaml").read_bytes()
+    main(["configs", "copy", "studies/subsets/digits", "--to", str(tmp_path)])  # once more changes nothing
     copies[1].write_text("seed_everything: 3")
     err = fails(["configs", "copy", "studies/digits", "--to", str(tmp_path)], capsys)
     assert f"{copies[1]} is there and differs" in err

@@ -38,11 +38,14 @@ def test_it_prints_and_writes_what_the_machine_has_and_tests_each_route(
     [
         ("w + e is w", {"accumulation", "autocast"}),
         ("nothing is replayed", {"replayed"}),
+        ("d is NaN", {"automatic", "manual"}),
     ],
 )
 def test_the_self_test_notices_faults(fault: str, noticed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "w + e is w":
         monkeypatch.setattr(base, "add_scaled_", lambda *args: None)
+    elif fault == "d is NaN":
+        monkeypatch.setattr(base.Rule, "combine_", lambda self, g, s, *args: torch._foreach_mul_(s, float("nan")))
     else:
         from lightning_same.replay.undisturbed import ReplayState
 
@@ -54,8 +57,10 @@ def test_the_self_test_notices_faults(fault: str, noticed: set[str], monkeypatch
 
 
 def test_a_failed_test_is_an_exit_code_of_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+
     def wrong(device: torch.device) -> str:
         """Something."""
         raise ValueError("the reason\nin two lines")
@@ -65,6 +70,7 @@ def test_a_failed_test_is_an_exit_code_of_1(
         main(["doctor"])
     assert ended.value.code == 1
     assert "failed   cpu: Something" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []  # A page is written if it is asked for.
 
 
 def test_the_callers_random_state_and_loggers_stay() -> None:
@@ -116,6 +122,7 @@ def test_without_gpus_it_says_what_it_has_skipped() -> None:
     outcome = first_hour.run(ROOT)
     assert len(outcome.results) > 200
     assert {result.outcome for result in outcome.results} == {"skipped"}
+    assert not outcome.failed
     assert f"none of these {len(outcome.results)} tests was run" in page.first_hour(outcome)
 
 
@@ -126,17 +133,20 @@ def test_results_are_read_with_what_was_recorded(tmp_path: Path) -> None:
         '<property name="launches" value="12 (plain 5)"/></properties></testcase>'
         '<testcase classname="tests.gpu.test_cost" name="test_b" time="0.5"><failure message="assert 1 == 2&#10; no">'
         "trace</failure></testcase><testcase classname='tests.gpu.test_ddp' name='test_c' time='0'>"
-        '<skipped message="needs 2 GPUs">x</skipped></testcase></testsuite></testsuites>'
+        '<skipped message="needs 2 GPUs">x</skipped></testcase>'
+        "<testcase classname='tests.gpu.test_ddp' name='test_d' time='0'><error message='no port'>x</error></testcase>"
+        "</testsuite></testsuites>"
     )
     results = first_hour.read(report)
     assert results == [
         Result("test_cost::test_a[x|y]", "passed", 1.5, "launches 12 (plain 5)"),
         Result("test_cost::test_b", "failed", 0.5, "assert 1 == 2 no"),
         Result("test_ddp::test_c", "skipped", 0.0, "needs 2 GPUs"),
+        Result("test_ddp::test_d", "failed", 0.0, "no port"),
     ]
     written = page.first_hour(FirstHour(results, 2.0))
-    assert "1 passed, 1 failed, 1 skipped, in 2 s" in written
-    assert written.index("test_b") < written.index("test_a[x\\|y]") < written.index("test_ddp")
+    assert "1 passed, 2 failed, 1 skipped, in 2 s" in written
+    assert written.index("test_b") < written.index("test_a[x\\|y]") < written.index("test_c")
 
 
 def test_what_is_not_supported_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,3 +154,11 @@ def test_what_is_not_supported_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> 
     found: dict[str, Any] = machine.supported()
     assert found["lightning-same plot"] == 'no: pip install "lightning-same[plots]"'
     assert all(value == "yes" or value.startswith("no: ") for value in found.values())
+
+
+def test_a_command_needs_all_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = machine.importlib.util.find_spec
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None if name == "pandas" else found(name))
+    supported = machine.supported()
+    assert supported["lightning-same plot"].startswith("no: ")
+    assert supported["lightning-same fit"] == "yes"

@@ -10,11 +10,19 @@ from support.nets import Plain
 
 from lightning_same import SAM
 from lightning_same.cli.fit import SAMCLI, main
+from lightning_same.cli.given import value_of
 
 BORING = "lightning.pytorch.demos.boring_classes.BoringModel"
 
 
 QUIET = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
+
+
+class TrainingData(pl.LightningDataModule):
+    """Has nothing to test on either."""
+
+    def train_dataloader(self) -> Any:
+        return Plain().train_dataloader()
 
 
 class NoTestStep(Plain):
@@ -123,6 +131,29 @@ def test_an_argument_of_a_rule_that_is_named(named: list[str]) -> None:
     assert cli.model.sam == SAM(rho=0.25)
 
 
+def test_help_on_a_rule_needs_no_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--sam.help", "SAME"])
+    assert stop.value.code == 0
+    assert "--sam.condition" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--ckpt_path", "a", "--ckpt_path", "b"], "b"),
+        (["--ckpt_path=a", "--ckpt_path=b"], "b"),
+        (["--ckpt_path=a", "--ckpt_path", "b"], "b"),
+        (["--ckpt_path", "a", "--ckpt_path=b"], "b"),
+        (["--ckpt_path", "a", "--model", "b"], "a"),
+        (["--ckpt_path"], ""),
+        (["--model=a"], ""),
+    ],
+)
+def test_of_an_option_given_twice_the_last_value_counts(words: list[str], value: str) -> None:
+    assert value_of("--ckpt_path", words) == value
+
+
 def test_what_a_class_says_of_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     monitor = ["--trainer.callbacks=SharpnessMonitor", "--trainer.callbacks.every_n_steps=0"]
     with pytest.raises(SystemExit) as stop:
@@ -168,7 +199,14 @@ class Mistaken(Plain):
         raise RuntimeError("of the user's own")
 
 
-@pytest.mark.parametrize(("kind", "code"), [(WithLBFGS, 2), (Mistaken, 70)])
+class WithoutFile(Plain):
+    """Opens a file that is not there."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), float(Path("learning_rate.txt").read_text()))
+
+
+@pytest.mark.parametrize(("kind", "code"), [(WithLBFGS, 2), (Mistaken, 70), (WithoutFile, 70)])
 def test_a_refusal_within_a_fit_is_one_line_and_an_error_of_the_users_a_traceback(
     capsys: pytest.CaptureFixture[str], kind: type, code: int
 ) -> None:
@@ -181,13 +219,21 @@ def test_a_refusal_within_a_fit_is_one_line_and_an_error_of_the_users_a_tracebac
     assert "LBFGS evaluates the loss several times" in err or code == 70
 
 
-@pytest.mark.parametrize(("kind", "lacks"), [(NoTestStep, "test_step"), (NoTestData, "test_dataloader")])
+@pytest.mark.parametrize(
+    ("kind", "data", "lacks"),
+    [
+        (NoTestStep, None, "NoTestStep has no `test_step`"),
+        (NoTestData, None, "NoTestData has no `test_dataloader`"),
+        (NoTestData, TrainingData, "TrainingData has no `test_dataloader`"),
+    ],
+)
 def test_what_cannot_be_tested_is_not_trained(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: type, lacks: str
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: type, data: type | None, lacks: str
 ) -> None:
     monkeypatch.setattr(pl.Trainer, "fit", lambda *args, **options: pytest.fail("it was trained"))
-    lines = refused(capsys, f"--model={__name__}.{kind.__name__}", "--test_after_fit=true")
+    with_data = [] if data is None else [f"--data={__name__}.{data.__name__}"]
+    lines = refused(capsys, f"--model={__name__}.{kind.__name__}", *with_data, "--test_after_fit=true")
     assert lines == [
-        f"error: --test_after_fit: {kind.__name__} has no `{lacks}`.",
+        f"error: --test_after_fit: {lacks}.",
         "       Leave --test_after_fit out, or define it.",
     ]

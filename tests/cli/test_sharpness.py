@@ -12,6 +12,13 @@ from support.fits import fit
 from support.nets import Plain, build, loader
 from torch import Tensor, nn
 
+from lightning_same import (
+    AdaptiveHessian,
+    Hessian,
+    average_case_sharpness,
+    top_eigenvalue,
+    worst_case_sharpness,
+)
 from lightning_same.cli.fit import SAMCLI
 from lightning_same.cli.sharpness import main
 
@@ -154,6 +161,60 @@ def test_a_bare_state_dict_is_a_file_of_weights_too(capsys: pytest.CaptureFixtur
     torch.save(build(Plain).state_dict(), "bare.pt")
     found, _ = numbers(capsys, "--model=support.nets.Plain", "--ckpt_path=bare.pt", *SHORT)
     assert found["top eigenvalue"] > 0
+
+
+def rows_of(out: str) -> dict[str, str]:
+    """What the table says of each measure."""
+    return {line[:18].strip(): line[20:] for line in out.splitlines()[1:]}
+
+
+def test_measures_in_units_of_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    module = build(Plain)
+    torch.save(module.state_dict(), "plain.pt")
+    file = ("--model=support.nets.Plain", "--ckpt_path=plain.pt")
+    _, out = numbers(capsys, *file, "--adaptive=true", "--rho=0.2", "--confident=true", *SHORT)
+    rows = rows_of(out)
+    batch = next(iter(loader(48, 8)))
+    hessian = Hessian(lambda: nn.functional.cross_entropy(module(batch[0]), batch[1]), module)
+    expected = {
+        "adaptive top": top_eigenvalue(AdaptiveHessian(hessian)).value,
+        "worst case 0.2": worst_case_sharpness(hessian, rho=0.2).value,
+        "average case 0.2": average_case_sharpness(hessian, rho=0.2).value,
+    }
+    assert {name: float(rows[name].split()[0]) for name in expected} == pytest.approx(expected, rel=1e-3)
+    top, upper = (float(rows[name].split()[0]) for name in ("top eigenvalue", "upper bound"))
+    assert top <= upper <= 1.0021 * top
+    assert "22 forward-backward passes" in rows["worst case 0.2"]
+    assert "33 forwards" in rows["average case 0.2"]
+
+
+def test_how_much_is_measured_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(build(Plain).state_dict(), "plain.pt")
+    _, out = numbers(capsys, "--model=support.nets.Plain", "--ckpt_path=plain.pt")
+    assert out.startswith("plain.pt: 4 training batches, 32 samples, eval mode\n")
+    rows = rows_of(out)
+    assert rows["trace"].endswith(" 32 products")
+    assert rows["spectrum"].split() == ["160", "products"]
+    assert not {"adaptive top", "worst case 0.05"} & rows.keys()
+    assert Path("spectrum.svg").is_file()
+
+
+class Renamed(Plain):
+    """Reads files from when its layers had another name."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        former = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name.replace("old", "layers"): value for name, value in former.items()}
+
+
+def test_the_model_may_change_what_is_in_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    module = build(Plain)
+    torch.save(module.state_dict(), "new.pt")
+    former = {name.replace("layers", "old"): value for name, value in module.state_dict().items()}
+    torch.save({"state_dict": former}, "old.ckpt")
+    model = f"--model={Renamed.__module__}.Renamed"
+    found = [numbers(capsys, model, f"--ckpt_path={file}", *SHORT)[0] for file in ("new.pt", "old.ckpt")]
+    assert found[0] == found[1]
 
 
 class Normed(Plain):

@@ -247,3 +247,15 @@ def test_dropout_draws_the_same_numbers_in_every_product() -> None:
     first = hessian @ v
     assert torch.equal(hessian @ v, first)
     assert u @ first == pytest.approx((v @ (hessian @ u)).item(), rel=1e-12)
+
+
+def test_in_float64_the_loss_draws_what_it_has_drawn_before() -> None:
+    """Whatever others have drawn in between."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 1))
+    x = torch.randn(8, 4)
+    hessian = Hessian(lambda: net(x).square().mean(), net.parameters(), dtype="auto")
+    torch.rand(7)
+    finer = hessian.finer
+    assert finer is not None
+    assert finer.loss() == pytest.approx(hessian.loss(), rel=1e-5)
+    torch.testing.assert_close(finer.gradient().float(), hessian.gradient(), rtol=1e-4, atol=1e-6)

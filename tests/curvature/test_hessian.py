@@ -21,6 +21,9 @@ def test_samples_may_be_told() -> None:
     hessian = Hessian(lambda h: 0.5 * (h * w * w).sum(), [w], batches, samples=[3, 1])
     assert (hessian @ torch.ones(2)).tolist() == [0.75, 0.25]
     assert hessian.samples == 4
+    hessian = Hessian(lambda h: 0.5 * (h * w * w).sum(), [w], batches, samples=[0, 2])  # as on padding
+    assert (hessian @ torch.ones(2)).tolist() == [0.0, 1.0]
+    assert hessian.samples == 2
     nested = {"x": [torch.ones(5, 2), (torch.ones(5),)], "scale": torch.ones(()), "name": "n", "n": 3}
     assert Hessian(lambda batch: w.sum(), [w], [nested, nested]).samples == 10
     assert Hessian(lambda: w.sum(), [w]).samples == 1

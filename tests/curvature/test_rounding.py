@@ -127,6 +127,16 @@ def test_the_estimate_for_the_gradients_curvature_covers_its_error() -> None:
         assert bool(told) is (target <= 1e-6) or target == 1e-5
 
 
+def test_of_the_scale_invariant_hessian_the_scaled_gradients_are_compared() -> None:
+    problem = Softmax(0.1)
+    scale = np.abs(problem.w.ravel())
+    gradient, hessian = problem.derivatives()
+    gradient, hessian = scale * gradient, scale[:, None] * hessian * scale
+    along = gradient_curvature(AdaptiveHessian(Hessian(*problem.torch())))
+    exact = gradient @ hessian @ gradient / (gradient @ gradient)
+    assert abs(along.value - exact) <= along.rounding <= 1e-4 * exact
+
+
 def test_the_estimate_for_the_gradients_curvature_covers_what_turns_the_gradient() -> None:
     """Where g'Hg is nearly 0 and H g is not, an error of g across H g is nearly all there is."""
     for seed in range(20):

@@ -56,6 +56,13 @@ def test_a_radius_is_logged_once_for_each_window() -> None:
     assert [step for step, row in logger.rows if "sam/rho" in row] == list(range(STEPS // 2))
 
 
+def test_loggers_get_a_radius_as_often_as_what_a_module_logs() -> None:
+    logger = RowLogger()
+    with float64():
+        fit(with_sam(Net(), SAM(Cosine(0.3))), max_epochs=1, log_every_n_steps=5, logger=logger)
+    assert [step for step, row in logger.rows if "sam/rho" in row] == list(range(4, STEPS, 5))
+
+
 def test_a_constant_radius_is_not_logged() -> None:
     made = fit(with_sam(Net().float(), None), max_epochs=1, max_steps=0)
     assert "sam/rho" not in made.callback_metrics

@@ -53,6 +53,21 @@ def test_a_memory_keeps_what_it_had_where_a_value_is_not_finite() -> None:
     assert memory.view([torch.zeros(2)]).get("m") == [None]
 
 
+def test_friendly_sam_subtracts_what_it_has_beside_a_parameter_that_is_new() -> None:
+    """As where a callback unfreezes a layer."""
+    rule = FriendlySAM(0.3, sigma=0.5, keep=0.75)
+    w = [torch.zeros(2, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)]
+    memory = Memory(w)
+    first, second = torch.tensor([4.0, -3.0], dtype=torch.float64), torch.tensor([1.0, 5.0], dtype=torch.float64)
+    new = torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64)
+    with rule.perturbed(w[:1], [first], memory=memory):
+        torch.testing.assert_close(w[0], 0.3 * first / 5)
+    with rule.perturbed(w, [second, new], memory=memory):
+        u = [second - 0.5 * first, new]  # the average begins with the first gradient
+        expected = [0.3 * part / torch.cat(u).norm() for part in u]
+        torch.testing.assert_close(w, expected, rtol=1e-12, atol=0)
+
+
 def test_the_place_of_the_copy_follows_the_parameters() -> None:
     params = [torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)]
     memory = Memory(params)

@@ -262,3 +262,13 @@ def test_a_radius_that_leads_to_no_gradient_is_told_at_once(rho: float, told: bo
     said = [str(one.message) for one in caught if "Take a smaller radius" in str(one.message)]
     assert len(said) == told
     assert all("inf or NaN where SAM(rho=1e+18) has moved them by 1e+18" in line for line in said)
+
+
+def test_the_radius_is_not_blamed_where_there_is_no_gradient_at_w_either() -> None:
+    class Infinite(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * math.inf
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*Take a smaller radius")
+        fit(with_sam(Infinite(), SAM(0.1)), max_steps=1)

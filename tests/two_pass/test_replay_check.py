@@ -175,6 +175,16 @@ def test_beside_a_plain_module_too(kind: Any, message: str) -> None:
         fit(build(kind), max_epochs=1, callbacks=[ReplayCheck(), CheckpointFractionMonitor(every_n_steps=3)])
 
 
+def test_one_instance_checks_each_fit() -> None:
+    check = ReplayCheck()
+    fit(build(Plain), max_steps=1, callbacks=[check])
+    assert check.report is not None
+    assert check.report.is_right
+    with pytest.warns(UserWarning, match="CountsInHelper.training_step does not do the same"):
+        fit(build(CountsInHelper), max_steps=1, callbacks=[check])
+    assert not check.report.is_right
+
+
 @pytest.mark.parametrize("kind", RIGHT, ids=lambda kind: kind.__name__)
 def test_it_is_silent_on_what_is_right(kind: Any) -> None:
     with warnings.catch_warnings():
