@@ -75,6 +75,15 @@ def test_no_accuracy_is_logged_for_samples_that_are_not_there(
     assert split == {f"train/{name}_accuracy" for name in logged}
 
 
+def test_a_loss_that_is_none_is_logged_as_such(tmp_path: Path) -> None:
+    """An accuracy that is none says that there was no sample; such a loss says that the training has diverged."""
+    model = Table()
+    model.scale.data.fill_(torch.nan)
+    t = trainer(tmp_path, max_epochs=1)
+    t.fit(ImageClassifier(model, num_classes=3), table_batches())
+    assert t.callback_metrics["train/loss"].isnan()
+
+
 def test_training_data_are_evaluated_at_the_weights_that_the_epoch_ends_with(tmp_path: Path) -> None:
     """Against a loop of its own over the training set, after augmented training with BatchNorm."""
     data = DigitsData(train_eval=True, noise_rate=0.3, batch_size=100, augment=True)

@@ -5,7 +5,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
 
 from lightning_same.experiments import Batch, CIFAR10Data, CIFAR100Data, DigitsData, FashionMNISTData, NoisyImageData
 
@@ -36,6 +37,47 @@ def test_a_subset_is_stratified_and_leaves_the_validation_split() -> None:
     assert len(made(len(whole.train_set)).train_set) == len(whole.train_set)
     with pytest.raises(ValueError, match=r"`train_size` must be 1149, .* or at most 1139, got 1145"):
         made(1145)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_subset_is_drawn_by_the_seed_of_the_splits(seed: int) -> None:
+    """Against scikit-learn's own splits, one of the other."""
+    data = DigitsData(train_size=300, split_seed=seed, noise="none")
+    data.setup("fit")
+    images, label = data.read(train=True)
+    index, _ = train_test_split(range(len(label)), test_size=0.1, stratify=label, random_state=seed)
+    chosen, _ = train_test_split(index, train_size=300, stratify=label[index], random_state=seed)
+    assert torch.equal(data.train_set.images.image, images[chosen])
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "flips"),
+    [(DigitsData, 1, {False}), (FashionMNISTData, 2, {False, True}), (CIFAR10Data, 4, {False, True})],
+)
+def test_training_images_are_shifted_and_mirrored_as_far_as_is_said(
+    kind: type[NoisyImageData], most: int, flips: set[bool]
+) -> None:
+    """One image a hundred times: every shift in either direction is missed by chance once in 10,000 times."""
+    data = kind(fake=True)
+    data.setup("fit")
+    image = data.train_set.images.image[0]
+    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (kind.mean, kind.std))
+    torch.manual_seed(0)
+    seen = (255 * (data.train_set.__getitems__([0] * 100).image * std + mean)).round().to(torch.uint8)
+    room, (_, height, width) = most + 1, kind.image_shape
+    padded = nn.functional.pad(image, [room] * 4)
+    shifts = range(2 * room + 1)
+    windows = {(i - room, j - room): padded[:, i : i + height, j : j + width] for i in shifts for j in shifts}
+    found = [
+        (shift, mirrored)
+        for each in seen
+        for shift, window in windows.items()
+        for mirrored in (False, True)
+        if torch.equal(each, window.flip(-1) if mirrored else window)
+    ]
+    assert len(found) == len(seen)
+    assert {i for (i, _), _ in found} == {j for (_, j), _ in found} == set(range(-most, most + 1))
+    assert {mirrored for _, mirrored in found} == flips
 
 
 def test_training_images_are_evaluated_as_they_are() -> None:

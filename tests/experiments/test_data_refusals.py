@@ -42,6 +42,7 @@ WHOLE = np.zeros((40, 28, 28)), np.arange(40) % 10
         (WHOLE[0], np.arange(40) % 11, "expected labels from 0 to 9, got 0 to 10"),
         (WHOLE[0], np.full(40, 156), "expected labels from 0 to 9, got 156 to 156"),
         (WHOLE[0], np.arange(40) % 9, "expected two images or more of each class, got 0"),
+        (WHOLE[0], np.append(np.arange(39) % 9, 9), "expected two images or more of each class, got 1"),
         (np.zeros((40, 27, 28)), WHOLE[1], r"expected images of \(1, 28, 28\) in uint8, got \(1, 27, 28\)"),
         (np.zeros((40, 3, 28, 28)), WHOLE[1], r"expected images of \(1, 28, 28\) in uint8, got \(1, 3, 28, 28\)"),
         (np.zeros(40), WHOLE[1], r"expected images of \(1, 28, 28\) in uint8, got \(1,\)"),

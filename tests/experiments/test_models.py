@@ -1,6 +1,6 @@
 """The models of the experiments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -63,6 +63,29 @@ def test_models_give_logits_and_learn(build: Callable[[], nn.Module]) -> None:
 def test_the_depth_of_a_wide_resnet_fits_its_blocks() -> None:
     with pytest.raises(ValueError, match=r"`depth` must be 6 n \+ 4, .* got 27"):
         WideResNet(10, depth=27)
+
+
+def test_the_features_grow_smaller_from_stage_to_stage() -> None:
+    """As in the papers; no number of parameters tells it."""
+
+    def shapes(layers: Iterable[nn.Module]) -> list[tuple[int, ...]]:
+        x, found = torch.randn(2, 3, 32, 32), []
+        for layer in layers:
+            x = layer(x)
+            found.append(tuple(x.shape[1:]))
+        return found
+
+    wide = WideResNet(10, depth=16, width=1)
+    stages = [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    assert shapes([wide.conv, *wide.blocks]) == [stages[0], *(stage for stage in stages for _ in range(2))]
+    assert shapes(SmallCNN(10, in_channels=3, width=4).features)[:3] == [(4, 16, 16), (8, 8, 8), (16, 8, 8)]
+    resnet = ResNet18(10)
+    stages = [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
+    layers = [resnet.conv1, resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
+    assert shapes(layers) == [stages[0], *stages]
+    vit = ViTTiny(10)
+    assert [layer.num_heads for layer in vit.encoder.layers] == [3] * 12
+    assert vit.conv_proj.stride == (4, 4)
 
 
 @pytest.mark.parametrize("pool", [1, 4])

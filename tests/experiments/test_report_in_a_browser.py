@@ -69,4 +69,23 @@ def test_the_legend_switches_and_a_point_tells_its_values(browser: Any, page_fil
     tip.wait_for()
     assert "epoch" in tip.inner_text()
     assert "lowest seed" in tip.inner_text() or "norm" in tip.inner_text()
+    shares = page.locator("figure:not([hidden])", has_text="Shares of the gradient's elements").first
+    shares.scroll_into_view_if_needed()
+    shares.locator("g.mark-area path").first.wait_for()
+    areas = [middle(each) for each in shares.locator("g.mark-area path").all()]
+    names = [middle(each) for each in shares.locator("g.mark-text text", has_text="■").all()]
+    assert sorted(names) == pytest.approx(sorted(areas), abs=4)
+    assert len(names) == 5
+    differences = page.locator("figure", has_text="Difference of validation accuracy to SAM").first
+    differences.scroll_into_view_if_needed()
+    differences.locator("g.mark-symbol path").first.wait_for()
+    points = differences.locator("g.mark-symbol path").all()
+    early = {round(middle(point)): point.get_attribute("fill") == "#ffffff" for point in points}
+    assert [early[height] for height in sorted(early)] == [True, False] * (len(early) // 2)
     page.close()
+
+
+def middle(mark: Any) -> float:
+    """How far down the page it is."""
+    box = mark.bounding_box()
+    return float(box["y"] + box["height"] / 2)

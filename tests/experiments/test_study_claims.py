@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from support.planted import EPOCHS, run_of, same, study_of
 
-from lightning_same.experiments.study.claims import COLUMNS, NOTES, VERDICTS, claims, judged, sensitivity
+from lightning_same.experiments.study.claims import COLUMNS, NOTES, VERDICTS, claims, judged, seeds_needed, sensitivity
 from lightning_same.experiments.study.plan import Run
 from lightning_same.experiments.study.statistics import Differences, phase_means, seeds_for_difference
 
@@ -176,6 +176,24 @@ def test_claims_are_the_notes_or_the_studys_own_and_else_there_are_none() -> Non
     assert said() == {}
     assert said(claims={"two": {"late": ["similar", "greater"]}}) == {("two", "late"): ("similar", "greater")}
     assert said(claims="notes", reference="two") == {}  # the notes compare with SAM
+
+
+def test_the_seeds_needed_are_those_that_decide_both_observations() -> None:
+    """And none are needed where both are decided."""
+    runs = runs_of(4, {"SAME 1": same(1)})
+    index = pd.MultiIndex.from_tuples([(run.variant, run.seed) for run in runs], names=["variant", "seed"])
+    apart = np.array([-1.5, -0.5, 0.5, 1.5])
+    for training, validation in (0.02, 0.03), (0.03, 0.02):
+        spreads = dict(zip(METRICS.values(), (training, validation), strict=True))
+        means = {metric: [0.5] * 4 + (0.5 + spread * apart).tolist() for metric, spread in spreads.items()}
+        decided = {metric: [0.5] * 4 + (0.9 + 0.01 * apart).tolist() for metric in spreads}
+        phases = {"early": pd.DataFrame(means, index), "late": pd.DataFrame(decided, index)}
+        study = study_of(runs)
+        assert set(claims(study, runs, phases)["training_is"]) == {"open", "greater"}
+        alone = [Differences(spread * apart, study.delta).seeds_needed or 0 for spread in spreads.values()]
+        early, late = seeds_needed(study, runs, phases)
+        assert early == max(alone) > min(alone) > 4
+        assert np.isnan(late)
 
 
 def test_seeds_are_paired_and_those_of_one_method_alone_do_not_count() -> None:

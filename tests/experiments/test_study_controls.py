@@ -73,6 +73,13 @@ def test_a_variant_that_is_a_larger_radius_is_explained_by_it() -> None:
     assert found["explained"].tolist() == ["yes", "yes"]
 
 
+def test_what_is_within_delta_is_explained_also_where_it_can_be_told_from_zero() -> None:
+    runs, late = radius_study(extra=0.07, validation=0.01)
+    found = equivalent_radius(study_of(runs), runs, late)
+    assert found["validation_is"].tolist() == ["greater", "greater"]
+    assert found["explained"].tolist() == ["yes", "yes"]
+
+
 def test_what_is_better_than_any_radius_is_not_explained() -> None:
     runs, late = radius_study(extra=0.07, validation=0.06)
     found = equivalent_radius(study_of(runs), runs, late)
@@ -227,10 +234,11 @@ def test_gains_are_read_from_configurations() -> None:
 def test_the_dose_is_the_length_of_the_change() -> None:
     runs = [configured("SAME 1", "SAME", 0, swept=False, ckpt=1, condition=3.0, rho=0.1)]
     runs += [configured("dose", "CheckpointDose", 0, swept=False, ckpt=4, dose=0.25, rho=0.1)]
+    runs += [configured("less", "CheckpointDose", 0, swept=False, ckpt=4, dose=-0.5, rho=0.1)]
     norms = {"grad_norm/perturbed": 10.0, "grad_norm/ckpt1": 8.0, "grad_norm/ckpt2": 6.0}
     means = table(runs, lambda run: norms | {"grad_norm/ckpt3": 0.0, "grad_norm/ckpt4": 0.0})
     found = doses(runs, {"late": means})
-    assert found["dose"].tolist() == pytest.approx([2 * 0.8, 0.25])
+    assert found["dose"].tolist() == pytest.approx([2 * 0.8, 0.25, 0.5])
     assert found.loc[0, ["ckpt1", "ckpt2", "ckpt3"]].tolist() == pytest.approx([0.64, 0.36, 0.0])
 
 
@@ -271,6 +279,9 @@ def test_a_placebo_is_one_of_its_own_checkpoint_gain_and_radius() -> None:
         assert is_control({"sam": {"class_path": "RandomGains", "init_args": other}}, same) is expected
     assert not is_control({"sam": {"class_path": "RandomGains", "init_args": fitting | {"rho": 0.1}}}, same)
     assert not is_control({"sam": None}, same)
+    scheduled = {"rho": {"class_path": "Linear"}}  # of two schedules nobody knows whether they are equal
+    same["sam"]["init_args"] |= scheduled
+    assert not is_control({"sam": {"class_path": "RandomGains", "init_args": fitting | scheduled}}, same)
 
 
 RULES = [lightning_same.SAME, lightning_same.CustomSAME, lightning_same.SANER, lightning_same.CheckpointGains]
@@ -333,6 +344,8 @@ def test_sharpness_is_compared_at_the_loss_that_both_have_reached() -> None:
         ({"train_eval/loss": 2.4}, "training loss 2.40 > ln 10"),
         ({"train_eval/loss": float("nan")}, "training loss nan"),
         ({"ckpt_fraction/rest": 0.3, "train_eval/loss": 2.0}, None),
+        ({"train_eval/loss": 2.4, "train/loss": 1.0}, "training loss 2.40 > ln 10"),  # as in evaluation, where known
+        ({"train/loss": 2.4}, None),
     ],
 )
 def test_a_network_that_is_dead_or_worse_than_a_guess_has_collapsed(values: dict[str, float], why: str | None) -> None:

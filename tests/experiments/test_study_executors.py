@@ -1,5 +1,6 @@
 """Both executors keep one interface; and runs that need processes of their own have them."""
 
+import errno
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -42,11 +43,27 @@ def test_processes_yield_what_happens(tmp_path: Path) -> None:
     assert of["a"] == of["b"] == [("started", ""), ("epoch", 1), ("done", None)]
     why = f"RuntimeError: this run fails (see {tmp_path / 'fail.log'})"
     assert of["fail"] == [("started", ""), ("epoch", 1), ("failed", why)]
+    assert [e.run.name for e in events if e.kind == "started"] == ["a", "fail", "b"]
 
 
 def job(directory: Path, **changes: Any) -> Job:
     options = {"token": None, "threads": 1, "versions": versions(), "cwd": None, "path": (), "perform": pretend}
     return Apart(directory=directory, **{**options, **changes})
+
+
+def on_a_full_disk(run: Any, directory: Path, threads: int, tell: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_of_another_machine_is_a_failure_of_that_run_alone(tmp_path: Path) -> None:
+    """One of the study's own ends the study."""
+    (run,) = planned("a")
+    there = perform(job(tmp_path, perform=on_a_full_disk), run, lambda epoch: None)
+    assert there.kind == "failed"
+    assert there.why.startswith(f"No space is left on the disk of {there.node}: OSError: ")
+    (tmp_path / "token").write_text("shared")
+    options = {**vars(job(tmp_path)), "token": (tmp_path / "token", "shared"), "perform": on_a_full_disk}
+    assert perform(Job(**options), run, lambda epoch: None).kind == "full"
 
 
 def test_a_run_lands_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -104,6 +121,7 @@ def test_data_that_are_missing_are_told(tmp_path: Path) -> None:
         ({"devices": "2"}, 2),
         ({"devices": [0, 3, 5]}, 3),
         ({"devices": "0,1"}, 2),
+        ({"devices": "3,"}, 1),
         ({"devices": "auto"}, None),
         ({"devices": -1, "accelerator": "gpu"}, None),
         ({"devices": "auto", "accelerator": "cpu"}, 1),
@@ -124,6 +142,8 @@ def test_the_devices_of_a_run_are_read_as_lightning_reads_them(trainer: Any, dev
         (["--ray", "auto", "--cpus-per-run", "nan"], "--cpus-per-run must be from 0 to 10000, got nan"),
         (["--ray", "auto", "--max-concurrent", "0"], "--max-concurrent must be from 1 to 10000, got 0"),
         (["--ray", "--jobs", "2"], "--ray stands for itself: without --jobs"),
+        (["--ray", "--run", "SAM_seed=0"], "--ray stands for itself: without --jobs, --run"),
+        (["--ray", "--print-commands"], "--ray stands for itself: without --jobs, --run and --print-commands"),
     ],
 )
 def test_options_of_ray_that_make_no_sense(
@@ -133,6 +153,39 @@ def test_options_of_ray_that_make_no_sense(
         main(["--config", study, *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+class Told:
+    """Stands for an executor, and keeps what it is told."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        raise StudyError(f"told {words} {options}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], {}),
+        (["--retries", "0"], {"retries": 0}),
+        (["--retries", "5", "--max-concurrent", "3"], {"retries": 5, "max_concurrent": 3}),
+        (["--cpus-per-run", "0", "--gpus-per-run", "0.5"], {"cpus": 0.0, "gpus": 0.5}),
+    ],
+)
+def test_what_is_asked_of_ray_is_told_the_executor(
+    arguments: list[str], told: dict[str, Any], study: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("lightning_same.experiments.study.command.check_runs", lambda study: None)
+    monkeypatch.setattr("lightning_same.experiments.study.executors.ray_cluster.RayCluster", Told)
+    monkeypatch.setattr("lightning_same.experiments.study.command.Processes", Told)
+    defaults = {"cpus": None, "gpus": None, "max_concurrent": None, "retries": 2}
+    for words, expected in (
+        (["--ray", "there:1", *arguments], f"told ('there:1',) {defaults | told}"),
+        (["--ray", *arguments], f"told ('local',) {defaults | told}"),
+        *([([], "told (1,) {}"), (["--jobs", "3"], "told (3,) {}")] if not arguments else []),
+    ):
+        with pytest.raises(SystemExit):
+            main(["--config", study, "--dry-run", *words])
+        assert expected in capsys.readouterr().err
 
 
 DDP = {"trainer.devices": 2, "trainer.strategy": "ddp", "data.init_args.batch_size": 10}

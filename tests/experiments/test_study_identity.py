@@ -13,7 +13,7 @@ from support.studies import write_study
 from lightning_same.experiments.study import main
 from lightning_same.experiments.study.identity import decode, digest, encode, short_names
 from lightning_same.experiments.study.plan import Run, Study, StudyError
-from lightning_same.experiments.study.reading import dump_yaml
+from lightning_same.experiments.study.reading import dump_yaml, read_yaml
 from lightning_same.experiments.study.run import fit_config
 
 
@@ -123,6 +123,14 @@ def test_what_an_alias_names_is_copied(tmp_path: Path) -> None:
     assert trainer["other_options"] == {"a": 1}
 
 
+def test_of_merged_mappings_the_first_wins_as_in_fit(tmp_path: Path) -> None:
+    text = "x: &x {a: 1}\ny: &y {a: 2, b: 3}\none: {<<: [*x, *y], c: 4}\nother: {<<: [*y, *x], b: 5}\n"
+    (tmp_path / "merged.yaml").write_text(text)
+    content = read_yaml(tmp_path / "merged.yaml").content
+    assert content == as_fit_reads(text)
+    assert content["one"] == {"a": 1, "b": 3, "c": 4}
+
+
 @pytest.mark.parametrize("name", ["study.yaml", "base.yaml"])
 def test_a_key_given_twice_is_told(name: str, tmp_path: Path) -> None:
     """The last one won: a method was lost without a word."""
@@ -177,6 +185,15 @@ def test_null_may_take_the_place_of_options(tmp_path: Path) -> None:
 
 
 # Variants
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [("", '""'), (" a", '" a"'), ("a\nb", '"a\\nb"'), ("a", "a"), (None, "null"), (True, "true"), (1.0, "1.0")],
+)
+def test_every_value_can_be_seen_in_the_name_of_a_variant(value: Any, read: str) -> None:
+    assert Run("x", "SAM", {"a.b": value}, 0, {}).variant == f"SAM (b {read})"
+    assert Run("x", "SAM", {"a.b": [{"c": value}]}, 0, {}).variant == f"SAM (b [{{c: {read}}}])"
 
 
 def test_a_name_that_spells_another_methods_settings_is_refused(tmp_path: Path) -> None:

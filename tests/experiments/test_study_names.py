@@ -31,6 +31,7 @@ LIVE = [
     "# heading",
     "- item",
     "1. item",
+    "12) items",
     "> quoted",
     "&lt;b&gt;",
     "$x^2$ $\\frac{$",

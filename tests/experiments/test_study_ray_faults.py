@@ -141,6 +141,9 @@ def test_what_has_no_room_is_told(cluster: Any, tmp_path: Path) -> None:
     run.config["trainer"]["accelerator"] = "gpu"
     with RayCluster(cluster.address, gpus=0) as executor, pytest.raises(StudyError, match="give --gpus-per-run 1"):
         executor.check([run], tmp_path, 1)
+    run.config["trainer"]["devices"] = 2
+    with RayCluster(cluster.address, gpus=1) as executor, pytest.raises(StudyError, match="on 2 GPUs and gets 1: give"):
+        executor.check([run], tmp_path, 1)
 
 
 def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A study that makes no sense is refused before its first run."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 from filelock import FileLock
 from support.studies import content, write_study
 
+from lightning_same.experiments import DigitsData
+from lightning_same.experiments.images import Images
 from lightning_same.experiments.study import main
 
 
@@ -130,6 +133,24 @@ def test_arguments_that_make_no_sense_are_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refused(capsys, *arguments)
+
+
+def test_test_images_that_cannot_be_read_are_told_before_the_first_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not asked for until the fit is over. And what is logged after the check is shown as before."""
+    whole = DigitsData.read
+
+    def read(self: DigitsData, train: bool) -> Images:
+        if train:
+            return whole(self, train)
+        raise ValueError("there is only half of them")
+
+    monkeypatch.setattr(DigitsData, "read", read)
+    config = write_study(tmp_path, options={"data.init_args.fake": False})
+    message = refused(capsys, "--config", config, "--results", str(tmp_path / "results"), "--dry-run")
+    assert "DigitsData: the test images cannot be used: there is only half of them" in message
+    assert logging.getLogger("mine").isEnabledFor(logging.WARNING)
 
 
 def test_what_is_wrong_for_all_is_blamed_on_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

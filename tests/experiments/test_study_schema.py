@@ -195,6 +195,16 @@ def test_the_number_of_errors_is_told(tmp_path: Path) -> None:
         Study.read(Path(write_study(tmp_path, seeds=0, early=3, thread=1)))
 
 
+def test_of_several_errors_the_first_in_the_file_is_told(tmp_path: Path) -> None:
+    """Whatever the order in which a study's options are checked."""
+    lines = ["delta: 2", "threads: 0", "seeds: 0", "methods: {}"]
+    for text in lines, lines[::-1]:
+        (tmp_path / "study.yaml").write_text("\n".join(["base: base.yaml", *text]))
+        key = text[0].partition(":")[0]
+        with pytest.raises(StudyError, match=rf"study.yaml:2: `{key}` must .* There are 3 more errors\."):
+            Study.read(tmp_path / "study.yaml")
+
+
 # The results
 
 

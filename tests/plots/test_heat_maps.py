@@ -74,6 +74,17 @@ def test_runs_stand_below_each_other_with_layers_of_their_own() -> None:
     assert maps(draw_layers({"A": first, "C": nothing})).keys() == maps(draw_layers(first)).keys()
 
 
+def test_a_map_of_other_layers_than_the_first_of_its_row_has_their_names() -> None:
+    """A layer whose gradient is zero throughout has a norm and no cosine."""
+    table = table_of([f"grad_norm_layer/{name}/perturbed" for name in NAMES])
+    table[[f"grad_cosine_layer/{name}" for name in NAMES]] = 0.5
+    names = [[text.get_text() for text in axes.get_yticklabels()] for axes in maps(draw_layers(table)).values()]
+    assert names == [NAMES, []]
+    table[f"grad_cosine_layer/{NAMES[0]}"] = np.nan
+    names = [[text.get_text() for text in axes.get_yticklabels()] for axes in maps(draw_layers(table)).values()]
+    assert names == [NAMES, NAMES[1:]]
+
+
 def test_many_steps_are_averaged_and_of_many_layers_some_are_named() -> None:
     table = table_of([f"ckpt_fraction_layer/{index}/ckpt1" for index in range(3 * MOST_LABELS - 1)], 5000)
     (axes,) = maps(draw_layers(table)).values()

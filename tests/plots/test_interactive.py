@@ -57,3 +57,36 @@ def test_the_command_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main([str(tmp_path / "SGD"), "--html", "--metric", "val/los"])
     assert "Did you mean val/loss" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "zero"),
+    [
+        ("grad_cosine", [0.9, 0.95], True),
+        ("weight_norm", [5.0, 6.0], True),
+        ("sharpness/top_eigenvalue", [5.0, 6.0], True),
+        ("sharpness/bottom_eigenvalue", [-6.0, -5.0], True),
+        ("grad_norm/base", [0.0, 2.0], True),  # a logarithmic axis would not show the first
+        ("val/loss", [0.9, 1.0], False),
+        ("val/loss", [0.1, 1.0], True),
+        ("val/loss", [-1.0, 1.0], False),
+    ],
+)
+def test_charts_reach_zero_where_it_means_something(key: str, values: list[float], zero: bool) -> None:
+    table = pd.DataFrame({key: values}).rename_axis("step")
+    (chart,) = data_of(html_page({"SAM": table}, [key])).values()
+    assert chart["y"] == {"title": key, "log": False, "zero": zero}
+
+
+def test_the_two_ends_of_a_band_are_told_apart() -> None:
+    (chart,) = data_of(html_page({"SAM": made_up(3000)}, ["val/loss"])).values()
+    assert dict(zip(("low", "high"), chart["band"], strict=True)) == {"low": "lowest", "high": "highest"}
+
+
+def test_on_a_dark_page_no_line_is_black() -> None:
+    text = html_page({"SGD": made_up(4), "SAM": made_up(4)})
+    content = json.loads(re.search(r'<script type="application/json" id="charts">(.*?)</script>', text)[1])
+    first, second = content["legends"]["methods"]
+    assert (first["color"], first["dark"]) == ("#000000", "#FFFFFF")
+    assert second["color"] == second["dark"]
+    assert "--swatch:#000000;--swatch-dark:#FFFFFF" in text

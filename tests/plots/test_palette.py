@@ -60,6 +60,7 @@ def test_methods_keep_their_order_and_references_are_black() -> None:
     assert [styles[name].color for name in styles] == [METHODS[0].color, "#000000", METHODS[1].color]
     assert [style.label for style in styles.values()] == list(styles)
     two = method_styles("abc", references=["b", "c"])
+    assert method_styles("abc", references=["b", "b", "c"]) == two  # named twice is named once
     assert two["b"].color == two["c"].color == "#000000"
     assert two["b"].dashes != two["c"].dashes
     many = method_styles("abcd", references=["a", "b", "c"])

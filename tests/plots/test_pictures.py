@@ -17,6 +17,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib.text import Text
 from support.fits import fit
 from support.nets import Plain, build
+from tensorboard.backend.event_processing import event_accumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from lightning_same import SAM, CheckpointFractionMonitor, GradientNormMonitor, with_sam
 from lightning_same.cli.plot import main
@@ -134,6 +136,25 @@ def test_of_many_points_the_means_are_drawn(steps: int) -> None:
     base = draw_norms(table).axes[0].lines[0].get_ydata()
     if steps == 5000:
         assert base[:2] == pytest.approx([table["grad_norm/base"][:17].mean(), table["grad_norm/base"][17:34].mean()])
+
+
+def test_the_band_of_means_spans_the_middle_half_of_their_points() -> None:
+    table = made_up(5000)
+    band = draw_norms(table).axes[0].collections[0]
+    _, height = heights(band)
+    points = table["grad_norm/base"].to_numpy()[:17]  # 5000 in 300 parts, of which the first has 17
+    assert height[0] == pytest.approx(np.quantile(points, 0.75) - np.quantile(points, 0.25))
+    corners = band.get_paths()[0].vertices
+    assert corners[corners[:, 0] == 0, 1].min() == pytest.approx(np.quantile(points, 0.25))
+
+
+def test_every_step_of_an_event_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard's reader keeps 10,000 of them, here fewer, unless it is told otherwise."""
+    monkeypatch.setitem(event_accumulator.DEFAULT_SIZE_GUIDANCE, "scalars", 500)
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step in range(1001):
+            writer.add_scalar("loss", float(step), step)
+    assert read_metrics(tmp_path)["loss"].tolist() == [float(step) for step in range(1001)]
 
 
 def test_clean_and_noisy_samples_stand_beside_all_of_them() -> None:
