@@ -155,6 +155,23 @@ def test_each_step_has_random_sets_of_its_own() -> None:
     assert differing == {"ckpt_placebo_count", "ckpt_placebo_norm"}
 
 
+def test_random_sets_follow_their_seed_and_validation_may_be_left_out() -> None:
+    def first_row(**options: Any) -> dict[str, float]:
+        logger = RowLogger()
+        monitor = CheckpointEffectMonitor(every_n_steps=1, noisy_mask=class_zero, **options)
+        fit(build(Softmax), callbacks=[monitor], logger=logger, max_steps=1, num_sanity_val_steps=-1)
+        return next(row for _, row in logger.rows if "ckpt_effect/whole/clean" in row)
+
+    row = first_row()
+    assert row == first_row(placebo_seed=0)
+    other = first_row(placebo_seed=1)
+    differing = {key.split("/")[0] for key in row if row[key] != other[key]}
+    assert differing == {"ckpt_placebo_count", "ckpt_placebo_norm"}
+    without = first_row(validation_batches=0)
+    assert without == {key: value for key, value in row.items() if not key.endswith("/validation")}
+    assert len(without) < len(row)
+
+
 def test_the_loss_on_validation_data_is_that_of_evaluation_mode() -> None:
     class Tenfold(Softmax):
         def losses(self, batch: Any) -> Tensor:

@@ -131,6 +131,12 @@ def test_two_over_lr_is_of_the_largest_learning_rate_of_the_moment() -> None:
     assert found == pytest.approx([5.0, 20.0, 80.0])
 
 
+def test_without_a_learning_rate_there_is_no_edge_of_stability() -> None:
+    made = fit(build(Plain, lr=0.0), callbacks=[SharpnessMonitor()], max_steps=1)
+    assert made.callback_metrics["sharpness/top_eigenvalue"] > 0
+    assert "sharpness/two_over_lr" not in made.callback_metrics
+
+
 def test_a_step_that_does_not_move_has_no_direction() -> None:
     class Still(Plain):
         def configure_optimizers(self) -> Any:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,7 +147,7 @@ def test_results_are_read_with_what_was_recorded(tmp_path: Path) -> None:
     ]
     written = page.first_hour(FirstHour(results, 2.0))
     assert "1 passed, 2 failed, 1 skipped, in 2 s" in written
-    assert written.index("test_b") < written.index("test_a[x\\|y]") < written.index("test_c")
+    assert written.index("test_b") < written.index("test_a[x\\|y]") < written.index("test_ddp::test_c")
 
 
 def test_what_is_not_supported_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,3 +163,47 @@ def test_a_command_needs_all_its_packages(monkeypatch: pytest.MonkeyPatch) -> No
     supported = machine.supported()
     assert supported["lightning-same plot"].startswith("no: ")
     assert supported["lightning-same fit"] == "yes"
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_what_gpus_there_are(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    of = SimpleNamespace(name="Card", total_memory=24 * 2**30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: of)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: gpus > 1)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    found = machine.devices()
+    assert list(found) == ["cpu", *(f"cuda:{index}" for index in range(gpus))]
+    assert found["cuda:0"] == "Card, 24 GiB, compute 9.0"
+    supported = machine.supported()
+    assert supported["Training on a GPU"] == supported["16-mixed with a loss scaler"] == "yes"
+    assert supported["bf16-mixed"] == ("yes" if gpus > 1 else "no: the GPU has no bfloat16")
+    assert supported["DDP on GPUs"] == ("yes" if gpus > 1 else "no: 1 GPUs")
+
+
+def test_a_package_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PACKAGES", ("torch", "no-such-package"))
+    versions = machine.versions()
+    assert versions["no-such-package"] == "not installed"
+    assert versions["torch"][0].isdigit()
+
+
+def test_a_page_is_markdown_whatever_a_test_says() -> None:
+    passed, failed = Result("a|b", "passed", 1.26), Result("c", "failed", 0.04, "x\n| y")
+    written = page.results("Self-test", [passed, failed], 61.4)
+    assert written.splitlines() == [
+        "## Self-test",
+        "",
+        "1 passed, 1 failed, in 61 s.",
+        "",
+        "| | test | seconds | |",
+        "|---|---|---|---|",
+        "| passed | a\\|b | 1.3 |  |",
+        "| failed | c | 0.0 | x \\| y |",
+    ]
+    assert page.line(failed) == "failed   c (0.0 s): x | y"
+    assert page.line(passed) == "passed   a|b (1.3 s)"
+    assert page.summary([]) == "nothing was run"
+    assert FirstHour([passed, failed], 1.0).failed
+    assert not FirstHour([passed], 1.0).failed

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def test_the_saved_config_runs_again() -> None:
     first = cli(f"--model={BORING}", "--sam=SAME", "--sam.ckpt=[1,4]", "--sam.timing=Every", "--sam.timing.k=2")
     saved = Path(first.trainer.log_dir) / "config.yaml"
     content = yaml.safe_load(saved.read_text())
+    assert saved.read_text().startswith(f"# lightning-same=={version('lightning-same')}\n# lightning==")
     assert content["model"]["class_path"] == BORING
     assert content["sam"]["init_args"]["ckpt"] == [1, 4]
     again = SAMCLI(args=["fit", "--config", str(saved)])
@@ -156,6 +158,10 @@ def test_the_best_checkpoint_is_tested_after_the_fit(capsys: pytest.CaptureFixtu
     made = cli(f"--model={BORING}", "--sam=SAM", "--test_after_fit=true")
     assert made.trainer.state.fn == "test"
     assert Path(str(made.trainer.ckpt_path)).exists()
+    made = cli(f"--model={BORING}", "--test_after_fit=true", "--trainer.enable_checkpointing=false")
+    assert made.trainer.state.fn == "test"
+    assert made.trainer.ckpt_path is None
+    assert "Test of the last weights: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

@@ -175,6 +175,22 @@ def test_beside_a_plain_module_too(kind: Any, message: str) -> None:
         fit(build(kind), max_epochs=1, callbacks=[ReplayCheck(), CheckpointFractionMonitor(every_n_steps=3)])
 
 
+@pytest.mark.parametrize(
+    ("options", "checked"), [({}, [0]), ({"every_n_steps": 4}, [0, 4]), ({"every_n_steps": 1}, range(6))]
+)
+def test_beside_a_plain_module_it_checks_the_steps_that_are_asked_for(options: Any, checked: Any) -> None:
+    """A check takes two passes beside that of the step."""
+    batches: list[int] = []
+
+    class Counts(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            batches.append(batch_idx)
+            return super().training_step(batch, batch_idx)
+
+    fit(build(Counts), max_epochs=1, callbacks=[ReplayCheck(**options)])
+    assert batches == [step for step in range(6) for _ in range(3 if step in checked else 1)]
+
+
 def test_one_instance_checks_each_fit() -> None:
     check = ReplayCheck()
     fit(build(Plain), max_steps=1, callbacks=[check])
