@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.ray_jobs import Apart, cluster_of, patiently, planned, pretend, slowly
+from support.ray_jobs import Apart, at_the_gate, cluster_of, patiently, planned, pretend
 
 from lightning_same.experiments.study.errors import StudyError
 from lightning_same.experiments.study.outcome import state
@@ -18,6 +18,8 @@ pytest.importorskip("ray")
 from lightning_same.experiments.study.executors import ray_cluster
 from lightning_same.experiments.study.executors.events import Event
 from lightning_same.experiments.study.executors.ray_cluster import RayCluster
+from lightning_same.experiments.study.executors.ray_flights import Flights
+from lightning_same.experiments.study.executors.ray_worker import Job
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -30,8 +32,20 @@ def died(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(died: Path) -> Iterator[Any]:
     """A head without CPUs and two nodes with two each."""
-    with cluster_of(2, cpus=2, DIED=died) as made:
+    with cluster_of(2, cpus=2, DIED=died, GATE=died / "gate") as made:
         yield made
+
+
+@pytest.fixture
+def gate(died: Path) -> Path:
+    """As long as it is not there, runs wait `at_the_gate`."""
+    gate = died / "gate"
+    gate.unlink(missing_ok=True)
+    return gate
+
+
+def job_of(directory: Path) -> Job:
+    return Job(directory, None, threads=1, versions={}, cwd=None, path=(), perform=pretend)
 
 
 def performed(executor: RayCluster, runs: list[Run], directory: Path, **options: Any) -> list[Event]:
@@ -80,15 +94,17 @@ def test_runs_come_back_whole_where_no_directory_is_shared(
     assert not list(directory.glob(".landing/*"))
 
 
-def test_no_more_than_are_allowed_go_on_at_a_time(cluster: Any, tmp_path: Path) -> None:
+def test_no_more_than_are_allowed_go_on_at_a_time(cluster: Any, gate: Path, tmp_path: Path) -> None:
     going, most = set(), 0
-    executor = RayCluster(cluster.address, perform=slowly, max_concurrent=2)
-    for event in performed(executor, planned(*"abcdef"), tmp_path):
-        if event.kind == "started":
-            going.add(event.run.name)
-        if event.kind == "done":
-            going.discard(event.run.name)
-        most = max(most, len(going))
+    with RayCluster(cluster.address, perform=at_the_gate, max_concurrent=2) as executor:
+        for event in executor.run_all(planned(*"abcdef"), tmp_path, 1):
+            if event.kind == "started":
+                going.add(event.run.name)
+            if event.kind == "done":
+                going.discard(event.run.name)
+            most = max(most, len(going))
+            if most == 2:
+                gate.touch()
     assert most == 2
 
 
@@ -106,19 +122,56 @@ def test_to_stop_ends_what_goes_on_and_keeps_what_is_finished(cluster: Any, tmp_
     assert not list(tmp_path.glob(".*.part"))
 
 
-def test_a_node_that_comes_in_the_middle_is_used(cluster: Any, tmp_path: Path) -> None:
-    names = [f"r{number}" for number in range(24)]
+def test_a_node_that_comes_in_the_middle_is_used(cluster: Any, gate: Path, tmp_path: Path) -> None:
     nodes = set()
     added = None
-    with RayCluster(cluster.address, perform=slowly) as executor:
-        for event in executor.run_all(planned(*names), tmp_path, 1):
+    with RayCluster(cluster.address, perform=at_the_gate) as executor:
+        for event in executor.run_all(planned(*"abcdefgh"), tmp_path, 1):
             if event.kind == "started":
                 nodes.add(event.value)
-            if added is None and event.kind == "done":
+            if added is None:
                 added = patiently(cluster.add_node, num_cpus=2)
-    assert added is not None
+            if len(nodes) == 3:  # Else the runs wait for ever.
+                gate.touch()
     cluster.remove_node(added)
     assert len(nodes) == 3
+
+
+def test_a_lost_run_does_not_wait_for_a_busy_node(cluster: Any, died: Path, tmp_path: Path) -> None:
+    """It is begun anew on another node if one has room now, else on its own."""
+    stop = threading.Event()
+    seen = []
+    with RayCluster(cluster.address, perform=pretend, cpus=2) as executor:
+        for event in executor.run_all(planned("wait", "die-once-more"), tmp_path, 1, stop.is_set):
+            seen.append((event.run.name, event.kind))
+            if event.kind == "done":
+                stop.set()
+    assert [kind for name, kind in seen if name == "die-once-more" and kind in ("again", "done")] == ["again", "done"]
+
+
+def test_what_runs_tell_is_kept_where_the_command_runs(cluster: Any, tmp_path: Path) -> None:
+    """Else it would be lost with the node that keeps it."""
+    ray = pytest.importorskip("ray")
+    with RayCluster(cluster.address, perform=pretend):
+        flights = Flights(job_of(tmp_path), [], lambda run: {}, 0, None)
+        where = flights.news.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+        assert ray.get(where) == ray.get_runtime_context().get_node_id()
+        flights.cancel()
+
+
+def test_an_epoch_tells_also_where_the_run_has_begun(cluster: Any, tmp_path: Path) -> None:
+    """If the message from its beginning was lost."""
+    ray = pytest.importorskip("ray")
+    with RayCluster(cluster.address, perform=pretend):
+        flights = Flights(job_of(tmp_path), planned("wait"), lambda run: {"num_cpus": 2, "num_gpus": 0}, 0, None)
+        assert flights.go_on()
+        node = flights.nodes.alive()[0]
+        told = []
+        for news in [("wait", 0, node, 3)], [("wait", 0, node, 4), ("wait", 1, node, 9), ("other", 0, node, 9)]:
+            flights.asked = ray.put(news)
+            told += [(event.kind, event.value) for event in flights.landed(wait=False)]
+        assert told == [("started", flights.nodes.name(node)), ("epoch", 3), ("epoch", 4)]
+        flights.cancel()
 
 
 def test_nodes_that_differ_are_told_before_the_first_run(

@@ -148,7 +148,8 @@ def in_epochs(run: Run, directory: Path, threads: int, tell: Callable[[int], Non
     leave(run, directory, "\n".join(rows) + "\n")
 
 
-def slowly(run: Run, directory: Path, threads: int, tell: Callable[[int], None]) -> None:
-    """The same in half a second."""
-    time.sleep(0.5)
+def at_the_gate(run: Run, directory: Path, threads: int, tell: Callable[[int], None]) -> None:
+    """As `pretend`, once the gate is open."""
+    while not Path(os.environ["GATE"]).exists():
+        time.sleep(0.05)
     pretend(run, directory, threads, tell)

@@ -62,8 +62,10 @@ class Flights:
         self.going: dict[Any, _Flight] = {}
         self.nodes = Nodes()
         self.asked: Any = None
-        here = on_node(ray.get_runtime_context().get_node_id(), soft=True)
-        self.news = ray.remote(num_cpus=0, max_restarts=-1)(_News).options(scheduling_strategy=here).remote()
+        # Nowhere but here: what runs tell would be lost with the machine that keeps it.
+        here = on_node(ray.get_runtime_context().get_node_id(), soft=False)
+        lasting = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+        self.news = lasting(_News).options(scheduling_strategy=here).remote()
 
     def go_on(self) -> bool:
         """Begin as many runs as may be; whether there is one that goes on."""
@@ -110,15 +112,15 @@ class Flights:
         with contextlib.suppress(ray.exceptions.RayError):  # its process has died, and is started again
             news = ray.get(answered[0])
         flights = {(flight.run.name, flight.lost): flight for flight in self.going.values()}
-        for name, lost, kind, value in news:
+        for name, lost, node, epochs in news:
             flight = flights.get((name, lost))
             if flight is None:
                 continue
-            if kind == "started":
-                flight.node = value
-                yield Event("started", flight.run, self.nodes.name(value))
-            else:
-                yield Event("epoch", flight.run, value)
+            if flight.node != node:
+                flight.node = node
+                yield Event("started", flight.run, self.nodes.name(node))
+            if epochs:
+                yield Event("epoch", flight.run, epochs)
 
     def _ended(self, reference: Any, flight: _Flight) -> Event:
         ray = the_ray()
@@ -168,22 +170,23 @@ class _News:
     """What runs tell while they go on, kept until the command asks."""
 
     def __init__(self) -> None:
-        self.kept: list[tuple[str, int, str, Any]] = []
+        self.kept: list[tuple[str, int, str, int]] = []
 
-    def tell(self, *news: Any) -> None:
-        self.kept.append(news)
+    def tell(self, run: str, lost: int, node: str, epochs: int) -> None:
+        self.kept.append((run, lost, node, epochs))
 
-    def take(self) -> list[tuple[str, int, str, Any]]:
+    def take(self) -> list[tuple[str, int, str, int]]:
         kept, self.kept = self.kept, []
         return kept
 
 
 def _fly(job: Job, run: Run, lost: int, news: Any) -> Answer:
     """The task: performs a run and tells how far it is."""
-    ray = the_ray()
+    node = the_ray().get_runtime_context().get_node_id()
 
-    def tell(kind: str, value: Any) -> None:
-        news.tell.remote(run.name, lost, kind, value)
+    def tell(epochs: int) -> None:
+        # Where it goes on is told each time: an earlier message may be lost.
+        news.tell.remote(run.name, lost, node, epochs)
 
-    tell("started", ray.get_runtime_context().get_node_id())
-    return perform(job, run, lambda epoch: tell("epoch", epoch))
+    tell(0)
+    return perform(job, run, tell)

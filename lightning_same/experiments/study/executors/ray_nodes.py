@@ -39,7 +39,8 @@ class Nodes:
 
 
 def on_node(node: str, soft: bool) -> Any:
-    """Place a task on a machine; with ``soft`` on another one if it is gone."""
+    """Place a task on a machine; with ``soft`` on another one if it is gone or has no room now."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(node_id=node, soft=soft)
+    # Without the last one a task would wait for its machine, however long that is busy, while others have room.
+    return NodeAffinitySchedulingStrategy(node_id=node, soft=soft, _spill_on_unavailable=soft)
