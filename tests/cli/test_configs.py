@@ -26,6 +26,8 @@ def test_every_file_is_listed_with_a_sentence(capsys: pytest.CaptureFixture[str]
     names = {file.as_posix().removeprefix("studies/") for file in files}
     assert set(lines) == names
     assert all(len(words) > 3 for words in lines.values())
+    assert all("".join(words).endswith((".", "...")) for words in lines.values())
+    assert not any(". " in " ".join(words) for words in lines.values()), "the first sentence alone"
     assert len(names) == len(files) - 2  # digits and fashion_mnist are both
 
 
@@ -41,6 +43,15 @@ def test_those_of_the_package_go_before_those_beside_it(tmp_path: Path, monkeypa
     (tmp_path / "lightning_same" / "configs" / "studies").mkdir(parents=True)
     (tmp_path / "lightning_same" / "configs" / "studies" / "mine.yaml").touch()
     assert configs.names("study") == ["mine"]
+
+
+def test_a_copy_is_in_the_folder_configs_unless_told_otherwise(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["configs", "copy", "digits"])
+    assert capsys.readouterr().out == f"{Path('configs', 'digits.yaml')}\n"
+    assert Path("configs", "digits.yaml").read_bytes() == (ROOT / "configs" / "digits.yaml").read_bytes()
 
 
 def test_a_study_is_copied_with_what_it_builds_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ from lightning_same import (
     worst_case_sharpness,
 )
 from lightning_same.cli.fit import SAMCLI
-from lightning_same.cli.sharpness import main
+from lightning_same.cli.sharpness import main, spectrum_figure, table
+from lightning_same.curvature.eigenvalues import TopEigenvalue
+from lightning_same.curvature.gradient import GradientCurvature
+from lightning_same.curvature.spectrum import HessianTrace, SpectralDensity
 
 QUICK = [
     "--trainer.accelerator=cpu",
@@ -280,3 +283,32 @@ def test_a_value_out_of_range(capsys: pytest.CaptureFixture[str], option: str, w
     with pytest.raises(SystemExit):
         main(["--model=support.nets.Plain", "--ckpt_path=none.ckpt", option])
     assert capsys.readouterr().err.strip().splitlines()[-1] == f"error: {what}"
+
+
+def test_the_table_says_how_sure_each_measure_is() -> None:
+    vector = torch.ones(4)
+    top = TopEigenvalue(8.0, -0.5, 0.016, 12, True, 9, 0.25, vector, 0.001, 8.125, -1.0)
+    trace, along = HessianTrace(10.0, 9.5, 10.5, 0.2, 32, 9), GradientCurvature(3.0, 0.5, 1, 9, 0.002)
+    density = SpectralDensity(vector, vector, vector, vector, 0.1, 160, 9)
+    assert table(top, trace, along, density).splitlines() == [
+        "top eigenvalue               8  residual 0.016, 12 products for both",
+        "upper bound              8.125  of the top eigenvalue, with 99% probability",
+        "bottom eigenvalue         -0.5  residual 0.25",
+        "trace                       10  95% interval 9.5 to 10.5, 32 products",
+        "g'Hg / g'g                   3  |g| 0.5, rounding 0.002, 1 product",
+        "spectrum                        160 products",
+    ]
+    told = table(top._replace(converged=False), trace, along, density).splitlines()[0]
+    assert told.endswith("residual 0.016, NOT CONVERGED, 12 products for both")
+
+
+def test_the_picture_marks_both_ends_of_the_spectrum() -> None:
+    grid = torch.linspace(-1, 9, 50)
+    density = SpectralDensity(grid, grid.abs() + 0.5, grid[:2], grid[:2], 0.1, 160, 9)
+    top = TopEigenvalue(8.0, -0.5, 0.016, 12, True, 9, 0.25, torch.ones(4), 0.001, 8.125, -1.0)
+    (axes,) = spectrum_figure(density, top).axes
+    ends = {line.get_label(): line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2}
+    assert ends == {"top 8": 8.0, "bottom -0.5": -0.5}
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylim() == pytest.approx((0.04 / (4 * 0.1), 2 * 9.5))
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("eigenvalue of the Hessian", "density")
