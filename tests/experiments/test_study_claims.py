@@ -156,6 +156,30 @@ def test_the_table_has_the_columns_and_corrects_for_all_its_rows() -> None:
     assert late[0]["training"] == late[1]["training"]
 
 
+def test_rows_without_a_verdict_count_for_the_correction_and_rows_without_an_interval_do_not() -> None:
+    """Holm's: the smallest p-value times the number of rows."""
+    rng = np.random.default_rng(0)
+    runs = [*runs_of(4, {f"SAME {k}": same(1) for k in range(1, 7)}), run_of("one seed", 0)]
+    effects = {("SAME 1", "late", "training"): -0.03, ("SAME 1", "late", "validation"): 0.03}
+    means = means_of(runs, effects, rng, 0.002)
+    for phase, table in means.items():
+        for variant in {run.variant for run in runs} - {"SAM"}:
+            if (variant, phase) != ("SAME 1", "late"):  # all others differ so much among themselves that they are open
+                table.loc[variant] = table.loc[variant] + rng.uniform(-0.5, 0.5, table.loc[variant].shape)
+    study = study_of(runs)
+    found = claims(study, runs, means).set_index(["variant", "phase"])
+    assert found["verdict"].to_dict() == {
+        key: "useful pattern" if key == ("SAME 1", "late") else "open" for key in found.index
+    }
+    late = means["late"]
+    p = max(
+        Differences((late.loc["SAME 1", metric] - late.loc["SAM", metric]).to_numpy(), study.delta).p(word)
+        for metric, word in zip(METRICS.values(), ("less", "greater"), strict=True)
+    )
+    assert found.loc[("SAME 1", "late"), "p"] == pytest.approx(12 * p)
+    assert found.loc[("one seed", "late")].isna()["p"]
+
+
 def test_claims_are_the_notes_or_the_studys_own_and_else_there_are_none() -> None:
     methods = {"SAME 1": same(1), "less": same(1) | {"init_args": {"ckpt": 1, "condition": 0.5}}, "two": same(1)}
     methods["two"] = {"class_path": "SAME", "init_args": {"ckpt": [1, 3]}}

@@ -298,6 +298,22 @@ def test_a_difference_that_is_rounded_to_nothing_has_no_minus() -> None:
     assert difference(row, "training") == "+0.0 [-3.0, +0.0]"
 
 
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("methods", [("SAM",), ("SAM", "SAME 1")])
+def test_a_study_all_of_whose_runs_have_collapsed_is_reported(methods: tuple[str, ...], tmp_path: Path) -> None:
+    """It ended in an error that nobody had foreseen, after all the training."""
+    runs = [run_of(method, seed, sam=same(1)) for method in methods for seed in range(2)]
+    write_runs(tmp_path, runs, lambda run: 0.4)
+    for run in runs:
+        path = tmp_path / "runs" / run.name / "metrics.csv"
+        pd.read_csv(path).assign(**{"train_eval/loss": np.nan, "ckpt_fraction/rest": 0.9}).to_csv(path, index=False)
+    write_report(study_of(runs, claims="notes"), runs, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert f"**{len(runs)} of {len(runs)} runs have collapsed** by the late phase" in text
+    assert ("Of the 2 claims of the notes: 0 confirmed, 0 refuted, 2 open." in text) == (len(methods) == 2)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_many_collapsed_runs_are_counted_by_variant(tmp_path: Path) -> None:
     runs = [run_of(method, seed, sam=same(1)) for method in ("SAM", "SAME 1") for seed in range(6)]
     report_on(tmp_path, runs)

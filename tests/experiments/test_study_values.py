@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import subprocess
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,7 +25,7 @@ from lightning_same.experiments import DigitsData, ImageClassifier, SmallCNN
 from lightning_same.experiments.study.claims import NOTES, expected_of
 from lightning_same.experiments.study.plan import Study
 from lightning_same.experiments.study.report import write_report
-from lightning_same.experiments.study.run import finished, perform
+from lightning_same.experiments.study.run import _commit, finished, perform
 
 CLOCK = [0.0]
 SECONDS = [100.0, 1.0, 2.0, 30.0, 4.0, 3.0]
@@ -101,6 +102,32 @@ def test_the_time_of_an_epoch_is_the_median_after_the_first_without_validation(
     perform(run, tmp_path / "runs")
     outcome = json.loads((tmp_path / "runs" / run.name / MARKER).read_text())
     assert outcome["seconds_per_epoch"] == np.median(SECONDS[1:]) == 3
+
+
+def test_a_commit_is_told_with_whether_something_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the directory in which the command is given, where the user's modules are."""
+
+    def git(*words: str) -> str:
+        me = ["-c", "user.name=me", "-c", "user.email=me@localhost"]
+        return subprocess.run(["git", *me, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    def told() -> str | None:
+        _commit.cache_clear()
+        return _commit()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert told() is None
+    git("init", "-q")
+    (tmp_path / "mine.py").write_text("1")
+    git("add", "mine.py")
+    git("commit", "-q", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "results.csv").write_text("untracked")
+    assert told() == head
+    (tmp_path / "mine.py").write_text("2")
+    assert told() == f"{head} with changes"
+    _commit.cache_clear()
 
 
 def test_a_fit_that_was_interrupted_is_not_finished(tmp_path: Path) -> None:

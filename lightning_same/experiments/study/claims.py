@@ -215,7 +215,8 @@ def sensitivity(study: Study, done: Sequence[Run], curves: pd.DataFrame, cut: in
         One row per variant, reference and measure. A slope is in accuracy per epoch, *similar* within ``delta`` over
         the length of the phase, so that it would make no greater difference by its end.
     """
-    length = max(1, round(study.early * int(curves["epoch"].max())))
+    epochs = 0 if curves.empty else int(curves["epoch"].max())  # none are left where all runs have collapsed
+    length = max(1, round(study.early * epochs))
     measures = {"levels": (phase_means(curves, study.early, late=False), study.delta)}
     if length > cut:
         means = phase_means(curves, study.early, late=False, cut=cut)
