@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,17 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
         main(["sharpnes", "x.ckpt"])
     assert stop.value.code == 2
     assert capsys.readouterr().err == "lightning-same: error: no command 'sharpnes'; did you mean sharpness?\n"
+    with pytest.raises(SystemExit) as stop:
+        main(["zzz"])
+    assert stop.value.code == 2
+    choices = ", ".join(COMMANDS)
+    assert capsys.readouterr().err == f"lightning-same: error: no command 'zzz'; choose from {choices}.\n"
+
+
+def test_modules_are_found_where_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `python -m` does, before the installed ones."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["/somewhere/else"])
+    main(["--help"])
+    main(["--help"])
+    assert sys.path == [str(tmp_path), "/somewhere/else"]

@@ -51,6 +51,10 @@ def at(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
     return damage
 
 
+def without_momentum(content: dict[str, Any]) -> None:
+    del content["optimizer_states"][0]["param_groups"][0]["momentum"]
+
+
 LOOPS = ("loops", "fit_loop", "epoch_loop.automatic_optimization.optim_progress", "optimizer", "zero_grad", "total")
 MEMORY = ("lightning_same", "memories", 0)
 KEPT = (*MEMORY, "tensors", "looksam.orthogonal")
@@ -63,6 +67,7 @@ REFUSED = "--ckpt_path: the file cannot be resumed from: "
         (momentum(True), REFUSED),
         (momentum({"momentum_buffer": "x"}), REFUSED),
         (momentum({"momentum_buffer": 1}), REFUSED),
+        (without_momentum, f"{REFUSED}KeyError: 'momentum'"),
         (at(*LOOPS, "completed", value={"~": -1}), REFUSED),
         (
             at("lightning_same", value=[1]),

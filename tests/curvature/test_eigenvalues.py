@@ -172,6 +172,13 @@ def test_no_curvature(loss_fn: Loss) -> None:
     assert value == 0 if loss_fn(w) != 0 else math.isnan(value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_smallest_eigenvalue_of_zero_has_no_relative_error(dtype: torch.dtype) -> None:
+    top = top_eigenvalue(*quadratic([5.0, 2.0, 1.0] + 7 * [0.0], dtype), both_ends=True)
+    assert top.converged
+    assert (top.value, top.bottom) == pytest.approx((5, 0), abs=1e-5)
+
+
 def test_one_parameter() -> None:
     w = torch.tensor(2.0, requires_grad=True)
     assert top_eigenvalue(lambda: w**3, [w])[:5] == pytest.approx((12, 12, 0, 1, True), abs=2e-6)

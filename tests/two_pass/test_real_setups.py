@@ -225,6 +225,25 @@ def test_a_manual_module_that_never_mentions_two_pass_step_is_refused_before_its
     assert differences(weights(module), start) == []
 
 
+def test_one_that_takes_plain_steps_before_it_calls_two_pass_step_within_a_function_is_not_refused() -> None:
+    class Nested(TwoOptimizers):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            critic, generator = self.optimizers()
+            z = torch.randn(len(batch[0]), 2)
+
+            def step() -> None:
+                self.two_pass_step(lambda: self.generator_loss(z), generator)
+
+            critic.zero_grad()
+            self.manual_backward(self.critic_loss(batch[0], z))
+            critic.step()
+            step()
+
+    module = with_sam(build(Nested), SAM(0.1))
+    made = fit(module, max_epochs=1, limit_train_batches=2)
+    assert made.global_step == 4
+
+
 def test_an_optimizer_that_the_trainer_does_not_know_is_told() -> None:
     """And does not end the epoch in silence, as a StopIteration would."""
 
