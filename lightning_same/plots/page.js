@@ -293,9 +293,13 @@
     },
     { rootMargin: "600px" },
   );
+  // One drawing of a figure after the other, each of what is ticked by then: the last one to begin is the last to end.
+  const queue = new Map();
   function refresh() {
     for (const figure of near) {
-      if (stale.delete(figure)) draw(figure).catch((error) => (figure.querySelector(".plot").textContent = String(error)));
+      if (!stale.has(figure)) continue;
+      const drawing = (queue.get(figure) ?? Promise.resolve()).then(() => (stale.delete(figure) ? draw(figure) : null));
+      queue.set(figure, drawing.catch((error) => (figure.querySelector(".plot").textContent = String(error))));
     }
   }
   function changed() {

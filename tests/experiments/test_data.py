@@ -154,6 +154,16 @@ def test_fake_batches_have_the_shape_of_the_real(kind: type[NoisyImageData]) -> 
     assert set(data.train_set.images.label.tolist()) == set(range(kind.num_classes))
 
 
+@pytest.mark.parametrize(("asked", "size"), [(None, 16), (7, 7)])
+def test_evaluation_may_have_a_batch_size_of_its_own(asked: int | None, size: int) -> None:
+    data = DigitsData(fake=True, batch_size=16, eval_batch_size=asked, train_eval=True)
+    for stage in "fit", "test":
+        data.setup(stage)
+    assert len(next(iter(data.train_dataloader())).label) == 16
+    for loader in (*data.val_dataloader(), data.test_dataloader()):
+        assert len(next(iter(loader)).label) == size
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_epoch_holds_every_sample_once(num_workers: int) -> None:
     data = DigitsData(augment=False, num_workers=num_workers)

@@ -210,6 +210,26 @@ def test_labels_of_people_are_read_from_their_file(tmp_path: Path, monkeypatch: 
         human_labels("nowhere.pt", "worse_label", true.label)
 
 
+def test_each_cifar_reads_the_labels_of_its_own_file_by_default(tmp_path: Path) -> None:
+    """They have other names in the authors' two files."""
+    for kind, name in (CIFAR10Data, "worse_label"), (CIFAR100Data, "noisy_label"):
+        true = kind(fake=True)._random_images(train=True).label
+        file = human_file(tmp_path / f"{name}.pt", true, **{name: (true + 1) % kind.num_classes})
+        data = kind(fake=True, noise="file", label_file=file)
+        data.setup("fit")
+        assert data.realised_noise_rate == 1
+
+
+def test_a_file_of_labels_that_would_unpack_to_a_huge_one_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_same.experiments.data.cifar.MAX_LABEL_FILE", 1000)
+    true = CIFAR10Data(fake=True)._random_images(train=True).label
+    file = human_file(tmp_path / "huge.pt", true, worse_label=true)
+    with pytest.raises(ValueError, match=r"`label_file`: '.*huge.pt' cannot be read: it would take \d+ bytes unpacked"):
+        CIFAR10Data(fake=True, noise="file", label_file=file).setup("fit")
+
+
 def test_a_file_of_numpy_1_is_read_as_the_authors_wrote_it(tmp_path: Path) -> None:
     """numpy 1 called its module `numpy.core`; all else in the file is the same."""
     true = torch.arange(30) % 10

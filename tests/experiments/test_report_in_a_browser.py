@@ -69,23 +69,38 @@ def test_the_legend_switches_and_a_point_tells_its_values(browser: Any, page_fil
     tip.wait_for()
     assert "epoch" in tip.inner_text()
     assert "lowest seed" in tip.inner_text() or "norm" in tip.inner_text()
-    shares = page.locator("figure:not([hidden])", has_text="Shares of the gradient's elements").first
-    shares.scroll_into_view_if_needed()
-    shares.locator("g.mark-area path").first.wait_for()
-    areas = [middle(each) for each in shares.locator("g.mark-area path").all()]
-    names = [middle(each) for each in shares.locator("g.mark-text text", has_text="■").all()]
-    assert sorted(names) == pytest.approx(sorted(areas), abs=4)
-    assert len(names) == 5
-    differences = page.locator("figure", has_text="Difference of validation accuracy to SAM").first
-    differences.scroll_into_view_if_needed()
-    differences.locator("g.mark-symbol path").first.wait_for()
-    points = differences.locator("g.mark-symbol path").all()
-    early = {round(middle(point)): point.get_attribute("fill") == "#ffffff" for point in points}
-    assert [early[height] for height in sorted(early)] == [True, False] * (len(early) // 2)
+    page.get_by_role("button", name="none", exact=True).first.click()
+    sync_api.expect(drawn).to_have_count(0)
+    page.get_by_role("button", name="all", exact=True).first.click()
+    sync_api.expect(drawn).to_have_count(3)
     page.close()
 
 
-def middle(mark: Any) -> float:
-    """How far down the page it is."""
-    box = mark.bounding_box()
-    return float(box["y"] + box["height"] / 2)
+def marks(page: Any, title: str, selector: str) -> list[tuple[float, float, str]]:
+    """Of the first figure with this title: how far down each mark's middle is, its width, and its color."""
+    figure = page.locator("figure", has_text=title).first
+    figure.scroll_into_view_if_needed()
+    figure.locator(selector).first.wait_for()
+    measured = """all => all.map(one => {
+        const box = one.getBoundingClientRect();
+        return [box.y + box.height / 2, box.width, one.getAttribute("fill")];
+    })"""
+    return [(middle, width, fill) for middle, width, fill in figure.locator(selector).evaluate_all(measured)]
+
+
+def test_what_is_drawn_stands_where_it_belongs(browser: Any, page_file: Path) -> None:
+    """Names beside their areas, the early phase above the late one, and the last epoch large."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(page_file.as_uri())
+    differences = sorted(marks(page, "Difference of validation accuracy to SAM", "g.mark-symbol path"))
+    assert [fill == "#ffffff" for _, _, fill in differences] == [True, False] * 2  # of SGD, and of the other
+    way = marks(page, "True against wrong labels", "g.mark-symbol path")
+    widths = [width for _, width, _ in way if width]
+    assert max(widths) > 1.5 * min(widths)
+    areas, names = (
+        marks(page, "Shares of the gradient's elements", f"g.{mark}") for mark in ("mark-area path", "mark-text text")
+    )
+    squares = sorted(middle for middle, _, fill in names if fill in {fill for _, _, fill in areas})
+    assert squares == pytest.approx(sorted(middle for middle, _, _ in areas), abs=4)
+    assert len(squares) == 5
+    page.close()

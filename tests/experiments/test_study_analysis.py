@@ -9,11 +9,15 @@ import pytest
 from support.planted import run_of, study_of
 
 from lightning_same.experiments.study.analysis import Analysis, analyse
+from lightning_same.experiments.study.charts import Charts
 from lightning_same.experiments.study.claims import claims
-from lightning_same.experiments.study.plan import Run
+from lightning_same.experiments.study.collapse import collapsed
+from lightning_same.experiments.study.plan import Run, Study
 from lightning_same.experiments.study.results import Results
+from lightning_same.experiments.study.statistics import MOST_SEEDS
 from lightning_same.experiments.study.summary import summary_text
-from lightning_same.experiments.study.trends import NOTES_ON_CONDITION, NOTES_ON_RADIUS, trends
+from lightning_same.experiments.study.tables import claims_shown
+from lightning_same.experiments.study.trends import NOTES_ON_CONDITION, NOTES_ON_RADIUS, sharpness_at_equal_loss, trends
 
 SEEDS, EPOCHS = 4, 4
 RHO, CONDITION = "sam.init_args.rho", "sam.init_args.condition"
@@ -40,7 +44,7 @@ def everything(rng: np.random.Generator) -> dict[str, float]:
     return {name: float(rng.uniform(0.4, 0.6)) for name in names}
 
 
-def analysed(collapsed: set[int]) -> Analysis:
+def measured(dead: set[int]) -> tuple[Study, list[Run], Results]:
     """The runs of these seeds have collapsed; all of their values are far from those of the others."""
     runs = [
         run
@@ -57,19 +61,23 @@ def analysed(collapsed: set[int]) -> Analysis:
     for run in runs:
         key = {"run": run.name, "method": run.method, "variant": run.variant, "seed": run.seed}
         for epoch in range(1, EPOCHS + 1):
-            dead = run.seed in collapsed
-            values = {name: value + 100 * dead for name, value in everything(rng).items()}
+            gone = run.seed in dead
+            values = {name: value + 100 * gone for name, value in everything(rng).items()}
             # All radii of SAM memorise another share, and the loss falls.
             values["train_eval/noisy_accuracy"] += 0.5 - (run.config["sam"] or {}).get("init_args", {}).get("rho", 0.0)
             values["train_eval/loss"] -= 0.02 * epoch
-            rows.append({**key, "epoch": epoch, **values, "ckpt_fraction/rest": 0.9 if dead else 0.1})
+            rows.append({**key, "epoch": epoch, **values, "ckpt_fraction/rest": 0.9 if gone else 0.1})
     tests = [
         {"run": run.name, "method": run.method, "variant": run.variant, "seed": run.seed}
-        | {"last/test/accuracy": 0.5 + 100 * (run.seed in collapsed), "seconds_per_epoch": 1.0}
+        | {"last/test/accuracy": 0.5 + 100 * (run.seed in dead), "seconds_per_epoch": 1.0}
         for run in runs
     ]
     results = Results(pd.DataFrame(tests), pd.DataFrame([run.settings for run in runs]), pd.DataFrame(rows))
-    return analyse(study_of(runs), runs, results)
+    return study_of(runs), runs, results
+
+
+def analysed(dead: set[int]) -> Analysis:
+    return analyse(*measured(dead))
 
 
 def test_a_run_that_has_collapsed_is_in_no_table_that_compares() -> None:
@@ -95,6 +103,51 @@ def test_where_all_runs_have_collapsed_nothing_is_compared() -> None:
     assert set(found.claims["verdict"]) == {"open"}
 
 
+def test_a_loss_that_is_not_logged_says_nothing_of_a_network() -> None:
+    runs = [run_of("SAM", 0)]
+    curves = pd.DataFrame({"run": runs[0].name, "variant": "SAM", "seed": 0, "epoch": range(1, 5), "val/accuracy": 0.5})
+    assert collapsed(runs, curves, 0.25) == {}
+    assert collapsed(runs, curves.assign(**{"train/loss": np.nan}), 0.25) == {runs[0].name: "training loss nan"}
+
+
+@pytest.mark.parametrize(("factor", "word"), [(2.0, "sharper"), (0.5, "flatter")])
+def test_a_larger_eigenvalue_at_equal_loss_is_sharper(factor: float, word: str) -> None:
+    rng = np.random.default_rng(0)
+    runs = [
+        run
+        for seed in range(SEEDS)
+        for run in (ruled("SAM", seed, "SAM", rho=0.1), ruled("SAME 1", seed, "SAME", ckpt=1, rho=0.1))
+    ]
+    rows = [
+        {"run": run.name, "variant": run.variant, "seed": run.seed, "epoch": epoch, "train_eval/loss": 2 - 0.1 * epoch}
+        | {"sharpness/top_eigenvalue": 10 * (factor if run.method == "SAME 1" else 1) * rng.uniform(0.98, 1.02)}
+        for run in runs
+        for epoch in range(1, 4)
+    ]
+    (row,) = sharpness_at_equal_loss(study_of(runs), runs, pd.DataFrame(rows)).to_dict("records")
+    assert row["ratio"] == pytest.approx(factor, rel=0.05)
+    assert row["is"] == word
+
+
+def test_accuracies_and_shares_have_their_axes_in_percent_and_nothing_else_has() -> None:
+    study, runs, results = measured({3})
+    charts = Charts(study, runs, results.curves, analyse(study, runs, results))
+    found = {}
+    for chart in (chart for group in charts.groups.values() for chart in group):
+        for axis in (chart.spec[name] for name in ("x", "y") if name in chart.spec):
+            found[axis["title"]] = bool(axis.get("percent"))
+    assert {title for title, percent in found.items() if percent} == {
+        "validation accuracy",
+        "training accuracy, true labels",
+        "accuracy on true labels",
+        "memorised share of the wrong labels",
+        "share of s from noisy samples",
+    }
+    assert {"validation loss", "effect on the validation loss", "norm of the gradient", "percentage points"} <= set(
+        found
+    )
+
+
 # Sentences
 
 
@@ -118,6 +171,54 @@ def test_a_sentence_names_the_setting_at_which_it_holds() -> None:
         for phase in ("early", "late")
         for verdict, setting in (("no effect", "rho 0.1"), ("useful pattern", "rho 0.2"))
     }
+
+
+@pytest.fixture
+def planted() -> tuple[Study, list[Run], pd.DataFrame]:
+    runs = [run for seed in range(3) for run in (run_of("SAM", seed), run_of("other", seed))]
+    rows = [
+        {"variant": "other", "reference": reference, "phase": "late", "verdict": "harm", "claim": "", "seeds": 3}
+        | {"training": value, "validation": -value}
+        for reference, value in (("SAM", 0.02), ("SAM", -0.01), ("SAM", 0.04))
+    ]
+    return study_of(runs), runs, pd.DataFrame(rows)
+
+
+def test_a_verdict_over_several_settings_has_the_range_of_its_differences(
+    planted: tuple[Study, list[Run], pd.DataFrame],
+) -> None:
+    nothing = pd.DataFrame()
+    study, runs, rows = planted
+    found = SimpleNamespace(claims=rows, equivalent=nothing, best=nothing)
+    (line,) = summary_text(study, runs, found)[0].splitlines()  # type: ignore[arg-type]
+    assert line.endswith("training accuracy -1.0 to +4.0 points, validation accuracy -4.0 to +1.0 points.")
+
+
+def test_what_the_radius_explains_is_counted(planted: tuple[Study, list[Run], pd.DataFrame]) -> None:
+    study, runs, rows = planted
+    explained = pd.DataFrame({"explained": ["yes", "no", "open", "yes", "open", "open"]})
+    columns = ["method", "difference", "difference_low", "difference_high", "difference_is", "p"]
+    ends = [
+        ("SAM", np.nan, np.nan, np.nan, np.nan, np.nan),
+        ("better", 0.02, 0.01, 0.03, "greater", 0.01),
+        ("worse", -0.02, -0.03, -0.01, "less", 0.01),
+        ("alike", 0.001, -0.01, 0.01, "similar", 0.01),
+        ("unsure", 0.02, 0.01, 0.03, "greater", 0.2),
+    ]
+    found = SimpleNamespace(claims=rows, equivalent=explained, best=pd.DataFrame(ends, columns=columns))
+    text = summary_text(study, runs, found)[0]  # type: ignore[arg-type]
+    assert "another radius of SAM does as well: shown for 2, refuted for 1, open for 3 of 6 variants." in text
+    assert text.splitlines()[-2:] == [
+        "- Each at its best radius, better beside SAM: +2.0 [+1.0, +3.0] points of test accuracy.",
+        "- Each at its best radius, worse beside SAM: -2.0 [-3.0, -1.0] points of test accuracy.",
+    ]
+
+
+def test_a_number_of_seeds_that_is_only_a_bound_has_a_plus() -> None:
+    rows = [("SAM", "SAM", "late", 3, "", "open", "", "open", "open", n) for n in (MOST_SEEDS, MOST_SEEDS - 1, np.nan)]
+    names = ["variant", "reference", "phase", "seeds", "claim", "training_is", "p", "validation_is", "verdict"]
+    shown = claims_shown(pd.DataFrame(rows, columns=[*names, "seeds_needed"]), several=False, said="")
+    assert shown["seeds needed"].tolist() == ["1000+", "999", ""]
 
 
 # What the notes say of condition and radius

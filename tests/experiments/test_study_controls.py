@@ -71,6 +71,10 @@ def test_a_variant_that_is_a_larger_radius_is_explained_by_it() -> None:
     assert found["equivalent_rho"].tolist() == pytest.approx([0.17, 0.27])
     assert found["validation"].tolist() == pytest.approx([0, 0], abs=0.005)
     assert found["explained"].tolist() == ["yes", "yes"]
+    assert set(found["matched_on"]) == {"memorised"}
+    without = equivalent_radius(study_of(runs), runs, late.drop(columns=["train_eval/noisy_accuracy"]))
+    assert set(without["matched_on"]) == {"training"}
+    assert without["equivalent_rho"].tolist() == pytest.approx([0.17, 0.27])
 
 
 def test_what_is_within_delta_is_explained_also_where_it_can_be_told_from_zero() -> None:
@@ -158,6 +162,9 @@ def test_the_best_radius_is_chosen_on_validation_and_judged_on_the_test() -> Non
     assert found.loc["SAM", "chosen"] == f"0.4 ({SEEDS})"  # best on validation, whatever the test says
     assert found.loc["SAM", "test"] == pytest.approx(0.6)
     assert found.loc["other", "chosen"] == f"0.2 ({SEEDS})"
+    rows = [row | {"last/test/accuracy": 0.6 + 0.1 * row["variant"].startswith("other")} for row in rows]
+    found = best_radius(study_of(runs), runs, late, pd.DataFrame(rows)).set_index("method")
+    assert found["difference"].dropna().to_dict() == pytest.approx({"other": 0.1, "SGD": 0.0})
 
 
 def test_values_out_of_order_are_pooled() -> None:
@@ -216,6 +223,37 @@ def test_main_effects_of_a_factorial_are_found_apart() -> None:
     for k, effect in effects.items():
         assert found.loc[k, "validation"] == pytest.approx(effect, abs=0.004)
     assert found["supported"].to_dict() == {1: "yes", 3: "no", 4: "no"}
+
+
+@pytest.mark.parametrize(
+    ("ckpt", "gain", "effect", "supported"),
+    [
+        (1, 2.0, 0.05, "yes"),
+        (1, 0.5, 0.05, "no"),
+        (1, 0.5, -0.05, "yes"),  # less of it harms: it was right to raise it
+        (2, 2.0, 0.05, "no"),
+        (2, 2.0, -0.05, "yes"),
+        (2, 0.5, 0.05, "no"),  # to keep it is right only if no change helps
+        (2, 0.5, 0.0, "yes"),
+        (3, 0.5, 0.05, "yes"),
+        (3, 2.0, 0.05, "no"),
+        (4, 2.0, 0.0, "no"),
+    ],
+)
+def test_what_customsame_does_with_a_checkpoint_is_supported_by_what_a_gain_there_does(
+    ckpt: int, gain: float, effect: float, supported: str
+) -> None:
+    rng = np.random.default_rng(0)
+    runs = [
+        configured(name, "CheckpointGains", seed, swept=False, **{f"ckpt{ckpt}": value}, rho=0.2)
+        for name, value in (("plain", 1.0), ("changed", gain))
+        for seed in range(SEEDS)
+    ]
+    metrics = ("train_eval/accuracy", "val/accuracy")
+    means = table(
+        runs, lambda run: dict.fromkeys(metrics, 0.5 + effect * (run.method == "changed") + rng.normal(0, 0.002))
+    )
+    assert factors(study_of(runs), runs, means, "late")["supported"].tolist() == [supported]
 
 
 def test_gains_are_read_from_configurations() -> None:

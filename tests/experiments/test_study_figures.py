@@ -52,6 +52,14 @@ def test_a_band_goes_from_the_lowest_to_the_highest_seed_and_the_line_through_th
     )
 
 
+@pytest.mark.parametrize(("lowest", "scale"), [(0.1, "log"), (-0.3, "linear")])
+def test_eigenvalues_have_a_logarithmic_axis_where_all_are_positive(
+    lowest: float, scale: str, drawn: list[Axes]
+) -> None:
+    curve_pictures(logged(sharpness__top_eigenvalue=lowest), ["SAM"])
+    assert drawn[0].get_yscale() == scale
+
+
 def test_true_labels_are_drawn_over_wrong_ones_with_the_last_epoch_large(drawn: list[Axes]) -> None:
     clean_against_memorised(logged(train_eval__noisy_accuracy=0.1, train_eval__clean_accuracy=0.5), ["SAM"])
     (axes,) = drawn

@@ -76,6 +76,24 @@ def test_a_run_is_its_configuration_with_its_types_and_the_order_of_values(tmp_p
     one = {"a": 1, "model": {"class_path": "M", "init_args": {"x": 1, "y": 2}}}
     other = {"model": {"init_args": {"y": 2, "x": 1}, "class_path": "M"}, "a": 1}
     assert digest(one) == digest(other)
+    for options in "init_args", "dict_kwargs":  # options too, by whatever way a class takes them
+        pair = [
+            {"data": {"class_path": "D", options: dict(order)}}
+            for order in ([("a", 1), ("b", 2)], [("b", 2), ("a", 1)])
+        ]
+        assert digest(pair[0]) == digest(pair[1])
+
+
+def test_long_names_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    """Each is that of a folder, and of files beside it."""
+    texts = [f"{'a' * 150}{end}" for end in "12"]
+    study = read(tmp_path, seeds=[7], methods={"SAM": {**SAM, "sweep": {"model.init_args.text": texts}}})
+    names = [run.name for run in study.runs]
+    assert len(set(names)) == 2
+    for name in names:
+        assert len(name) < 140
+        assert name.startswith("SAM_text=aaa")
+        assert name.endswith("_seed=7")
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()

@@ -35,8 +35,8 @@ def test_the_mechanism_is_read_in_three_phases_and_beside_the_placebo() -> None:
                 row[f"ckpt_effect/ckpt{k}/clean"] = row[f"ckpt_effect/ckpt{k}/noisy"] = 0.2 + noise
                 row[f"ckpt_effect/ckpt{k}/validation"] = (0.3 if k == 1 and late else 0.1) + noise
                 row[f"ckpt_share/ckpt{k}/noisy"] = row[f"ckpt_dominated/ckpt{k}/noisy"] = 0.6
-                for match in "count", "norm":
-                    row[f"ckpt_placebo_{match}/ckpt{k}/validation"] = 0.1 + rng.normal(0, 0.01)
+                for match, level in ("count", 0.15), ("norm", 0.1):
+                    row[f"ckpt_placebo_{match}/ckpt{k}/validation"] = level + rng.normal(0, 0.01)
             for where, more in ("clean_dominated", 0.0), ("noisy_dominated", 0.3):
                 row[f"ckpt_amplification/{where}/whole"] = 1.1
                 row[f"ckpt_amplification/{where}/clean"] = 1.2 + more + rng.normal(0, 0.01)
@@ -50,6 +50,9 @@ def test_the_mechanism_is_read_in_three_phases_and_beside_the_placebo() -> None:
     assert words["late", 1] == "greater"
     assert set(words.drop(("late", 1))) == {"open"}
     assert found.loc[("middle", 2), "validation"] == pytest.approx(0.1, abs=0.01)
+    assert found.loc[("middle", 2), "beyond_count"] == pytest.approx(-0.05, abs=0.01)
+    assert found.loc[("middle", 2), "beyond_norm"] == pytest.approx(0, abs=0.01)
+    assert set(found["beyond_count_is"].drop(("late", 1))) == {"less"}
     dominated = amplification(study_of(runs), runs, curves).set_index(["phase", "where"])
     assert dominated.loc[("late", "noisy_dominated"), "difference"] == pytest.approx(0.3, abs=0.02)
     assert dominated["difference_is"].to_dict() == {

@@ -126,6 +126,7 @@ def test_a_nearly_full_disk_is_refused(
         ([], "give the study: --config"),
         (["report"], "`report` needs the results directory"),
         (["--config", "x.yaml", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["--config", "x.yaml", "--jobs", "257"], "--jobs must be at most 256, got 257"),
         (["--config", "nowhere.yaml"], "there is no file nowhere.yaml"),
     ],
 )

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.planted import EPOCHS, report_on, run_of, same, study_of, write_runs
+from support.ray_jobs import leave, planned
 
+from lightning_same.experiments.study.claims import rule_text
 from lightning_same.experiments.study.figures import curve_pictures
 from lightning_same.experiments.study.plan import StudyError
 from lightning_same.experiments.study.report import _in_short, write_report
@@ -125,6 +127,8 @@ def test_the_charts_have_what_was_measured(tmp_path: Path) -> None:
     rows = {(one["name"], one["setting"]): one["rows"] for one in charts["differences-validation"]["series"]}
     assert set(rows) == {("SGD", "rho 0.1"), ("SGD", "rho 0.2")}
     assert [row["mean"] for row in rows["SGD", "rho 0.1"]] == [5, 5]
+    assert charts["differences-validation"]["delta"] == 2  # points, as the differences
+    assert "±2 points, counts as no difference" in text
     places = re.findall(r'data-chart="(\d+)"', text)
     assert places == [str(number) for number in range(len(data["charts"]))]
 
@@ -178,6 +182,34 @@ def test_a_study_of_the_users_own_speaks_of_hypotheses(tmp_path: Path) -> None:
     assert "notes" not in own
     assert "notes" not in report_on(tmp_path / "none", runs)
     assert "| the notes | claim |" in report_on(tmp_path / "notes", runs, claims="notes")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_rates_of_noise_that_differ_are_told_from_the_lowest_to_the_highest(tmp_path: Path) -> None:
+    runs = [run_of("SAM", seed) for seed in range(3)]
+    write_runs(tmp_path, runs, lambda run: 0.4)
+    for run, rate in zip(runs, (0.3, 0.45, 0.2), strict=True):
+        path = tmp_path / "runs" / run.name / "done.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"noise_rate": rate, "threads": 2}))
+    write_report(study_of(runs, delta=0.035), runs, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "Wrong training labels: 20.0% to 45.0%." in text
+    assert "- Threads of a run: 2." in text
+    assert "| 0.810 ± 0.000 | 1.050 ± 0.000 |" in text  # losses are no percentages
+
+
+def test_the_rule_is_told_with_the_studys_own_delta() -> None:
+    for claims in None, "notes":
+        text = rule_text(study_of([], delta=0.035, claims=claims))
+        assert re.findall(r"±([\d.]+) points", text) == ["3.5"] * (4 if claims else 1)
+
+
+def test_a_run_with_checksums_that_stopped_early_is_whole(tmp_path: Path) -> None:
+    """It has one epoch of two, as its early stopping may have wanted it; nothing was cut off."""
+    runs = planned("a", "b")
+    for run in runs:
+        leave(run, tmp_path)
+    assert read_results(runs, tmp_path).notes == ()
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -2,11 +2,14 @@
 
 import errno
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from support.paths import ROOT
 from support.studies import write_study
 
 from lightning_same.experiments.study import main
@@ -203,6 +206,19 @@ def test_of_several_errors_the_first_in_the_file_is_told(tmp_path: Path) -> None
         key = text[0].partition(":")[0]
         with pytest.raises(StudyError, match=rf"study.yaml:2: `{key}` must .* There are 3 more errors\."):
             Study.read(tmp_path / "study.yaml")
+
+
+def test_what_is_left_out_has_the_default_that_the_page_on_studies_shows(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "study.md").read_text(), re.DOTALL)
+    example = yaml.safe_load(shown)
+    study = Study.read(Path(write_study(tmp_path, description=None)))
+    defaults = {"reference": "SAM", "early": 0.25, "late": 0.25, "threads": 1, "delta": 0.02}
+    assert {name: getattr(study, name) for name in defaults} == defaults
+    assert {name: example[name] for name in defaults} == defaults
+    assert (study.claims, study.description) == (None, "")
+    run = study.runs[1]
+    assert run.seed == run.config["seed_everything"] == run.config["data"]["init_args"]["noise_seed"] == 1
+    assert example["seed_options"] == ["seed_everything", "data.init_args.noise_seed"]
 
 
 # The results

@@ -155,6 +155,13 @@ def test_differences_are_of_the_seeds_that_both_have() -> None:
     assert paired({7: 1.0, 1: 5.0, 0: 3.0}, {1: 1.0, 9: 4.0, 0: 2.0}) == [1.0, 4.0]
 
 
+def test_one_epoch_has_no_slope() -> None:
+    curves = pd.DataFrame({"run": "r", "variant": "v", "seed": 0, "epoch": [1, 2], "x": [1.0, np.nan], "y": [1.0, 3.0]})
+    slopes = phase_slopes(curves, 1.0, late=False)
+    assert math.isnan(slopes["x"].item())
+    assert slopes["y"].item() == 2
+
+
 def test_phases_average_their_share_of_the_epochs() -> None:
     curves = pd.DataFrame({"run": "r", "variant": "v", "seed": 0, "epoch": range(1, 11), "x": np.arange(10.0)})
     for share, early, late in (0.25, 0.5, 8.5), (0.28, 1, 8), (0.01, 0, 9), (0.5, 2, 7):

@@ -10,6 +10,7 @@ import pytest
 
 from lightning_same.cli.plot import main
 from lightning_same.plots.interactive import html_page
+from lightning_same.plots.web import numbers
 
 SHARES = [f"ckpt_fraction/{name}" for name in ("ckpt1", "ckpt2", "ckpt3", "ckpt4", "rest")]
 
@@ -81,6 +82,20 @@ def test_charts_reach_zero_where_it_means_something(key: str, values: list[float
 def test_the_two_ends_of_a_band_are_told_apart() -> None:
     (chart,) = data_of(html_page({"SAM": made_up(3000)}, ["val/loss"])).values()
     assert dict(zip(("low", "high"), chart["band"], strict=True)) == {"low": "lowest", "high": "highest"}
+
+
+def test_a_single_run_has_no_box_to_switch_it_off_and_one_step_makes_no_area() -> None:
+    one, several = html_page({"SAM": made_up(1)}), html_page({"SAM": made_up(2), "SGD": made_up(2)})
+    assert '<input type="checkbox"' not in one
+    assert several.count('<input type="checkbox"') == 2
+    assert set(data_of(one)) == {"grad_norm-base", "weight_norm"}
+    assert "fractions" in data_of(several)
+    assert "<h1>Run</h1>" in one
+    assert "<h1>Runs</h1>" in several
+
+
+def test_numbers_that_no_json_holds_are_null() -> None:
+    assert numbers([1 / 3, np.nan, np.inf, -np.inf, 123456.0]) == [0.3333, None, None, None, 123500.0]
 
 
 def test_on_a_dark_page_no_line_is_black() -> None:

@@ -154,7 +154,8 @@ def test_every_step_of_an_event_file_is_read(tmp_path: Path, monkeypatch: pytest
     with SummaryWriter(str(tmp_path)) as writer:
         for step in range(1001):
             writer.add_scalar("loss", float(step), step)
-    assert read_metrics(tmp_path)["loss"].tolist() == [float(step) for step in range(1001)]
+        writer.add_scalar("loss", -1.0, 1000)  # of two values at a step the last one counts
+    assert read_metrics(tmp_path)["loss"].tolist() == [*(float(step) for step in range(1000)), -1.0]
 
 
 def test_clean_and_noisy_samples_stand_beside_all_of_them() -> None:
