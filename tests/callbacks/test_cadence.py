@@ -26,6 +26,7 @@ from lightning_same.callbacks.gradient_monitor import GradientMonitor
         ([CheckpointFractionMonitor(rho=0.1), GradientNormMonitor()], 12, 30),
         ([CheckpointFractionMonitor(per_layer=True, histogram=True), GradientNormMonitor(per_layer=True)], 12, 18),
         ([CheckpointFractionMonitor(), GradientNormMonitor(noisy_mask=lambda batch: batch[1] == 0)], 48, 42),
+        ([CheckpointFractionMonitor(noisy_mask=class_zero), GradientNormMonitor(noisy_mask=class_zero)], 48, 42),
     ],
 )
 def test_passes_are_counted(monitors: list[GradientMonitor], mixed: int, plain: int) -> None:

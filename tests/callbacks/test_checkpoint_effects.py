@@ -132,6 +132,33 @@ def test_all_values_are_those_of_the_analytic_gradients(mixed: bool) -> None:
             } <= row.keys()
 
 
+class Opposed(Softmax):
+    """L = w_1 (w_2 - 3) + w_2^2 / 2 at (0, 3). Clean and noisy samples pull w_1 apart: its g is 0, and its s is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 1, bias=False)
+        self.linear.weight.data = torch.tensor([[0.0, 3.0]])
+
+    def losses(self, batch: Any) -> Tensor:
+        first, second = self.linear.weight[0]
+        loss = first * (second - 3) + second.square() / 2
+        return loss + first * torch.where(class_zero(batch), -1, 1)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader([[torch.zeros(2, 1), torch.tensor([0, 1])]], batch_size=None)
+
+
+def test_elements_in_no_checkpoint_have_an_effect_too() -> None:
+    monitor = CheckpointEffectMonitor(every_n_steps=1, noisy_mask=class_zero, rho=0.5, validation_batches=0)
+    row = fit(Opposed(), callbacks=[monitor], max_steps=1, limit_val_batches=0).callback_metrics
+    # g = (0, 3), e = (0, 1/2), s = (1/2, 7/2), g_clean = (1/2, 3/2), g_noisy = (-1/2, 3/2).
+    length = (0.5**2 + 3.5**2) ** 0.5
+    expected = {"rest/clean": 0.5, "rest/noisy": -0.5, "ckpt1/clean": 1.5, "ckpt1/noisy": 1.5}
+    expected |= {"whole/clean": (0.25 + 5.25) / length, "whole/noisy": (-0.25 + 5.25) / length}
+    assert {key: row[f"ckpt_effect/{key}"].item() for key in expected} == pytest.approx(expected)
+
+
 def test_where_gradients_accumulate_the_first_batch_of_a_window_is_measured() -> None:
     rows, _ = rows_of(False, accumulate_grad_batches=2)
     assert len(rows) == 3
@@ -296,6 +323,8 @@ def test_what_is_not_one_value_per_sample_is_told() -> None:
             callbacks=[CheckpointEffectMonitor(every_n_steps=1, noisy_mask=class_zero, losses_fn=mean)],
             max_epochs=1,
         )
+    with pytest.raises(ValueError, match=r"one value for each sample, got shapes \(5,\) and \(8,\)"):
+        fit(build(Softmax), callbacks=[CheckpointEffectMonitor(noisy_mask=lambda batch: batch[1][:5] == 0)])
     with pytest.raises(ValueError, match=r"`noisy_mask`, or else `batch.noisy`, must be a boolean tensor"):
         fit(build(Softmax), callbacks=[CheckpointEffectMonitor(every_n_steps=1)], max_epochs=1)
 

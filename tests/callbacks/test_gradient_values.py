@@ -177,6 +177,29 @@ def test_values_per_layer_sum_up_to_the_total(mixed: bool) -> None:
         assert all(-1 <= row[f"grad_cosine_layer/{name}"] <= 1 for name in sizes)
 
 
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_layer_that_no_batch_reaches_has_weights_and_no_gradient(mixed: bool) -> None:
+    class Idle(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = nn.Linear(2, 2, bias=False)
+
+    module = with_sam(build(Idle), SAM(0.3)) if mixed else build(Idle)
+    ((_, row),) = rows_of(module, GradientNormMonitor(per_layer=True), max_steps=1)
+    assert [key for key in row if "idle" in key] == ["weight_norm_layer/idle.weight"]
+
+
+def test_a_layer_that_the_step_freezes_has_no_gradient() -> None:
+    class Freezes(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.layers[0].requires_grad_(False)
+            return super().training_step(batch, batch_idx)
+
+    ((_, row),) = rows_of(build(Freezes), GradientNormMonitor(per_layer=True, rho=0.3), max_steps=1)
+    assert "grad_norm_layer/layers.2.weight/base" in row
+    assert "grad_norm_layer/layers.0.weight/base" not in row
+
+
 class Named(Plain):
     """Two groups, one of which has a name."""
 

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from support.fits import differences, fit
 from support.monitored import MONITORS, NORMS, STEP, rows_of
@@ -12,7 +13,7 @@ from support.ranks import Ranks
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_same import SAM, GradientNormMonitor, with_sam
+from lightning_same import SAM, GradientNormMonitor, ReplayCheck, with_sam
 
 
 class HeadOnly(Plain):
@@ -112,6 +113,20 @@ def test_beside_a_reentrant_checkpoint_they_disturb_nothing(kind: Any) -> None:
         ends.append([kind.hits[0], dict(module.state_dict()), [param.grad for param in module.parameters()]])
     assert ends[0][0] == 6 * 12
     assert differences(*ends) == []
+
+
+@pytest.mark.parametrize("monitor", [GradientNormMonitor, ReplayCheck])
+def test_beside_a_reentrant_checkpoint_gradients_are_as_they_were(monitor: Any) -> None:
+    seen: list[list[Tensor | None]] = []
+
+    class Looks(Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, *args: Any) -> None:
+            seen.append([param.grad for param in module.parameters()])
+
+    fit(build(Checkpointed), callbacks=[Looks(), monitor(every_n_steps=1), Looks()], max_steps=2)
+    assert len(seen) == 4
+    for before, after in zip(seen[::2], seen[1::2], strict=True):
+        assert all(one is other for one, other in zip(before, after, strict=True))
 
 
 def checkpointed_on_a_rank(monitored: bool) -> Any:

@@ -163,6 +163,12 @@ def test_early_stopping_on_old_values_is_told() -> None:
     assert told(SharpnessMonitor(every_n_steps=24), EarlyStopping(TOP, patience=9), **every_second) == ["EarlyStopping"]
 
 
+def test_it_is_told_in_each_fit() -> None:
+    monitor = SharpnessMonitor()
+    for _ in range(2):
+        assert told(monitor, EarlyStopping(TOP, patience=9, check_on_train_epoch_end=True)) == ["EarlyStopping"]
+
+
 def test_model_checkpoint_and_schedulers_on_old_values_are_told(tmp_path: Path) -> None:
     def keep(**options: Any) -> ModelCheckpoint:
         return ModelCheckpoint(tmp_path, monitor=TOP, **options)

@@ -16,7 +16,7 @@ from support.ranks import Ranks
 from support.sharded import Sharded, strategy
 from torch import Tensor, nn
 
-from lightning_same import SAM, CheckpointFractionMonitor, GradientNormMonitor, with_sam
+from lightning_same import SAM, CheckpointFractionMonitor, Every, GradientNormMonitor, with_sam
 from lightning_same.callbacks.noisy_samples import clean_and_noisy
 
 
@@ -121,6 +121,14 @@ def test_the_samples_of_dataclasses_and_mappings_are_cut_too(kind: Any) -> None:
         assert torch.equal(found[1], y[mask])
         assert found[2] == "kept"
     assert len(batch["y"].y if isinstance(batch, UserDict) else batch.y) == 8
+
+
+def test_beside_a_rule_the_values_of_the_batch_are_those_of_its_passes() -> None:
+    """Without a second pass there are none, but those of the parts."""
+    module = with_sam(build(Plain), SAM(0.3, timing=Every(2)))
+    rows = rows_of(module, CheckpointFractionMonitor(noisy_mask=class_zero), max_steps=2)
+    assert ["ckpt_fraction/ckpt1" in row for _, row in rows] == [True, False]
+    assert all("ckpt_fraction_noisy/ckpt1" in row for _, row in rows)
 
 
 def test_batch_norm_gets_no_lone_sample() -> None:

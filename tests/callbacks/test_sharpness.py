@@ -296,7 +296,11 @@ def test_a_resumed_training_measures_at_the_same_steps(tmp_path: Path) -> None:
 
 def test_an_instance_may_serve_two_fits() -> None:
     monitor = SharpnessMonitor(every_n_steps=5)
-    assert measured(build(Plain), monitor) == measured(build(Plain), monitor)
+    first = measured(build(Plain), monitor)
+    assert first == measured(build(Plain), monitor)
+    monitor.load_state_dict({"last_step": 10})  # as from a file, for the next fit alone
+    assert list(measured(build(Plain), monitor)) == []
+    assert measured(build(Plain), monitor) == first
 
 
 def test_other_callbacks_can_monitor_it(tmp_path: Path) -> None:

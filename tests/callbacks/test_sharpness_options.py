@@ -21,6 +21,7 @@ from lightning_same import (
     top_eigenvalue,
     worst_case_sharpness,
 )
+from lightning_same.curvature.eigenvalues import extreme_eigenvalues
 
 ALL: dict[str, Any] = {"adaptive": True, "worst_case": 0.2, "average_case": 0.1}
 
@@ -58,6 +59,22 @@ def test_float64_is_the_model_in_float64(mode: Any) -> None:
         lambda: cross_entropy(double(x.double()), y), params, tolerance=1e-9, max_products=103
     ).value
     assert row[TOP] == pytest.approx(expected, rel=1e-7)  # logged in float32
+
+
+def test_products_are_counted_and_every_search_must_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = first_row(build(Plain))
+    along = first_row(build(Plain), gradient_curvature=True)
+    assert along["sharpness/hvps"] == row["sharpness/hvps"] + 1
+    assert (row["sharpness/converged"], along["sharpness/converged"]) == (1, 1)
+
+    def adaptive_fails(hessian: Any, *args: Any, **options: Any) -> Any:
+        found = extreme_eigenvalues(hessian, *args, **options)
+        return found._replace(converged=False) if isinstance(hessian, AdaptiveHessian) else found
+
+    monkeypatch.setattr("lightning_same.callbacks.sharpness_measures.extreme_eigenvalues", adaptive_fails)
+    with pytest.warns(UserWarning, match="a measurement has not converged"):
+        assert first_row(build(Plain), adaptive=True)["sharpness/converged"] == 0
+    assert first_row(build(Plain))["sharpness/converged"] == 1
 
 
 class Late(Plain):

@@ -97,7 +97,8 @@ def test_the_weights_of_another_model(capsys: pytest.CaptureFixture[str], comman
     assert "layer.weight" in lines[0]
     assert "config.yaml" in lines[1]
     if command == "sharpness":
-        assert lines[0].endswith("in the model, and 1 more differ.")  # the bias
+        shapes = "`layer.weight` has the shape (2, 32) in the file and (1, 32) in the model"
+        assert lines[0].endswith(f"{shapes}, and 1 more differ.")  # the bias
 
 
 def test_a_file_that_lightning_has_not_written(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The command that looks at a machine: its page, its self-test, and the first hour, which is listed without GPUs."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -207,3 +208,20 @@ def test_a_page_is_markdown_whatever_a_test_says() -> None:
     assert page.summary([]) == "nothing was run"
     assert FirstHour([passed, failed], 1.0).failed
     assert not FirstHour([passed, Result("d", "skipped", 0.0)], 1.0).failed
+
+
+@pytest.mark.parametrize("outcome", ["passed", "failed"])
+def test_with_full_the_gpu_tests_count_and_a_page_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outcome: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(self_test, "TESTS", ())
+    monkeypatch.setattr(first_hour, "find", lambda: tmp_path)
+    results = [Result("test_a", "passed", 1.0), Result("test_b", outcome, 1.0)]
+    monkeypatch.setattr(first_hour, "run", lambda root: FirstHour(results, 2.0, f"in {root.name}"))
+    with pytest.raises(SystemExit) if outcome == "failed" else contextlib.nullcontext() as ended:
+        main(["doctor", "--full"])
+    assert ended is None or ended.value.code == 1
+    written = Path("lightning-same-doctor.md").read_text()
+    assert f"| {outcome} | test_b | 1.0 |  |" in written
+    assert f"in {tmp_path.name}" in written
