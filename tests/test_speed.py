@@ -52,6 +52,16 @@ def test_seconds_of_a_slow_machine_count_less(monkeypatch: pytest.MonkeyPatch) -
     assert passed() <= (time.monotonic() - began) / 50
 
 
+def test_seconds_of_an_idle_machine_count_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of a context that ends before the first look at the machine."""
+    machine(monkeypatch, 1.0)
+    with speed.idle_seconds() as passed:
+        began = time.monotonic()
+        time.sleep(0.01)
+        least = time.monotonic() - began
+    assert passed() >= least
+
+
 def test_a_machine_is_never_faster_than_an_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "_piece_of_work", lambda: speed.IDLE / 10)
     monkeypatch.setattr(speed, "_running", lambda: 0)

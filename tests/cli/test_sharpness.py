@@ -20,7 +20,7 @@ from lightning_same import (
     worst_case_sharpness,
 )
 from lightning_same.cli.fit import SAMCLI
-from lightning_same.cli.sharpness import main, spectrum_figure, table
+from lightning_same.cli.sharpness import SharpnessCLI, main, spectrum_figure, table
 from lightning_same.curvature.eigenvalues import TopEigenvalue
 from lightning_same.curvature.gradient import GradientCurvature
 from lightning_same.curvature.spectrum import HessianTrace, SpectralDensity
@@ -162,15 +162,27 @@ SHORT = ("--density_probes=1", "--density_steps=5", "--trace_probes=8", "--probe
 
 def test_a_bare_state_dict_is_a_file_of_weights_too(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(build(Plain).state_dict(), "bare.pt")
-    # It takes one process and no logger, whatever the fit's configuration says.
-    several = (
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp",
-        "--trainer.logger=CSVLogger",
-        "--trainer.logger.save_dir=.",
-    )
-    found, _ = numbers(capsys, "--model=support.nets.Plain", "--ckpt_path=bare.pt", *several, *SHORT)
+    found, _ = numbers(capsys, "--model=support.nets.Plain", "--ckpt_path=bare.pt", *SHORT)
     assert found["top eigenvalue"] > 0
+
+
+def test_it_takes_one_process_and_no_logger_whatever_the_configuration_of_the_fit_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(build(Plain).state_dict(), "bare.pt")
+    made, own = [], SharpnessCLI.instantiate_trainer
+
+    def keep(self: SharpnessCLI, **options: Any) -> Any:
+        made.append(own(self, **options))
+        return made[-1]
+
+    monkeypatch.setattr(SharpnessCLI, "instantiate_trainer", keep)
+    of_the_fit = ["devices=2", "num_nodes=2", "strategy=ddp", "logger=CSVLogger", "logger.save_dir=."]
+    words = [f"--trainer.{word}" for word in of_the_fit]
+    numbers(capsys, "--model=support.nets.Plain", "--ckpt_path=bare.pt", *words, *SHORT)
+    (trainer,) = made
+    assert (trainer.num_devices, trainer.num_nodes, trainer.loggers) == (1, 1, [])
+    assert type(trainer.strategy).__name__ == "SingleDeviceStrategy"
 
 
 def rows_of(out: str) -> dict[str, str]:

@@ -59,8 +59,9 @@ def idle_seconds() -> Iterator[Callable[[], float]]:
 
     def count() -> None:
         nonlocal passed
-        last = time.monotonic()
-        while not over.wait(SLICE):
+        last, is_over = time.monotonic(), False
+        while not is_over:
+            is_over = over.wait(SLICE)
             now = time.monotonic()
             passed, last = passed + (now - last) / slowness(), now
 
