@@ -1,12 +1,13 @@
 """The study's page in a headless browser, and what axe-core says of it. Needs the extra `browser` and Chromium."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.planted import report_on, run_of
+from support.speed import in_time, slowness
 
 sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -30,9 +31,27 @@ def browser() -> Iterator[Any]:
         yield started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
 
 
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """A new window of the browser; its waits are long, since a hang alone shall reach their end."""
+    opened = []
+    milliseconds = 60_000 * slowness()
+    sync_api.expect.set_options(timeout=milliseconds)
+
+    def made(width: int, **options: Any) -> Any:
+        page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        opened.append(page)
+        page.set_default_timeout(milliseconds)
+        return page
+
+    yield made
+    for page in opened:
+        page.close()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light"), (1920, "dark")])
-def test_it_is_drawn_and_can_be_read(browser: Any, page_file: Path, width: int, scheme: str) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+def test_it_is_drawn_and_can_be_read(open_page: Callable[..., Any], page_file: Path, width: int, scheme: str) -> None:
+    page = open_page(width, color_scheme=scheme)
     page.context.set_offline(True)
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -47,11 +66,10 @@ def test_it_is_drawn_and_can_be_read(browser: Any, page_file: Path, width: int, 
     assert page.evaluate("document.documentElement.scrollWidth") == width
     found = axe.Axe().run(page).response["violations"]
     assert [(one["id"], [node["html"][:100] for node in one["nodes"]]) for one in found] == []
-    page.close()
 
 
-def test_the_legend_switches_and_a_point_tells_its_values(browser: Any, page_file: Path) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+def test_the_legend_switches_and_a_point_tells_its_values(open_page: Callable[..., Any], page_file: Path) -> None:
+    page = open_page(1280)
     page.goto(page_file.as_uri())
     chart = page.locator("figure", has_text="Norm of the gradient").first
     chart.scroll_into_view_if_needed()
@@ -63,17 +81,23 @@ def test_the_legend_switches_and_a_point_tells_its_values(browser: Any, page_fil
     sync_api.expect(drawn).to_have_count(2)
     page.get_by_label("Setting").select_option("rho 0.1")
     sync_api.expect(drawn).to_have_count(2)
-    box = chart.locator("svg.marks").bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     tip = page.locator("#vg-tooltip-element.visible")
-    tip.wait_for()
+
+    def points(seconds: float) -> bool:
+        """Again, since a chart that is still being drawn anew does not see the pointer."""
+        box = chart.locator("svg.marks").bounding_box()
+        page.mouse.move(0, 0)
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.wait_for_timeout(100)
+        return tip.is_visible()
+
+    assert in_time(points, 30)
     assert "epoch" in tip.inner_text()
     assert "lowest seed" in tip.inner_text() or "norm" in tip.inner_text()
     page.get_by_role("button", name="none", exact=True).first.click()
     sync_api.expect(drawn).to_have_count(0)
     page.get_by_role("button", name="all", exact=True).first.click()
     sync_api.expect(drawn).to_have_count(3)
-    page.close()
 
 
 def marks(page: Any, title: str, selector: str) -> list[tuple[float, str]]:
@@ -88,9 +112,9 @@ def marks(page: Any, title: str, selector: str) -> list[tuple[float, str]]:
     return [(middle, fill) for middle, fill in figure.locator(selector).evaluate_all(measured)]
 
 
-def test_what_is_drawn_stands_where_it_belongs(browser: Any, page_file: Path) -> None:
+def test_what_is_drawn_stands_where_it_belongs(open_page: Callable[..., Any], page_file: Path) -> None:
     """Names beside their areas, and the early phase above the late one."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = open_page(1280)
     page.goto(page_file.as_uri())
     differences = sorted(marks(page, "Difference of validation accuracy to SAM", "g.mark-symbol path"))
     assert [fill == "#ffffff" for _, fill in differences] == [True, False] * 2  # of SGD, and of the other
@@ -100,4 +124,3 @@ def test_what_is_drawn_stands_where_it_belongs(browser: Any, page_file: Path) ->
     squares = sorted(middle for middle, fill in names if fill in {fill for _, fill in areas})
     assert squares == pytest.approx(sorted(middle for middle, _ in areas), abs=4)
     assert len(squares) == 5
-    page.close()

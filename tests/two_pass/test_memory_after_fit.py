@@ -2,7 +2,6 @@
 
 import gc
 import weakref
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -24,13 +23,7 @@ class Wide(Plain):
         self.layers = nn.Sequential(nn.Linear(6, 500), nn.BatchNorm1d(500), nn.Linear(500, 3))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def earlier_objects() -> Iterator[None]:
-    """Leave out what was there before all of these tests: a million objects to look through each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("earlier_objects")
 
 
 def storages() -> dict[int, int]:

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from lightning_same import SAM, LargeGradient, Rule, VaSSO, with_sam
 
+pytestmark = pytest.mark.usefixtures("earlier_objects")
+
 
 class Growing(Plain):
     """Its batches are as large as the search says; from ``limit`` samples on there is no room."""
