@@ -23,7 +23,7 @@ PRELOADED = [
     "lightning_same.experiments.study.command",
     "lightning_same.plots",
     "lightning_same.two_pass.mixin",
-    "support.frozen",  # the last
+    "support.forked",  # the last
 ]
 
 
