@@ -58,6 +58,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> list[str]:
         (["--sam=SAME", "--sam.condition=x"], "--sam.condition must be a number, got 'x'.", "--sam.help SAME"),
         (["--sam=SAM", "--sam.timing=Every", "--sam.timing.k=x"], "--sam.timing.k must be a whole number", "Every"),
         (["--trainer.max_steps=x"], "--trainer.max_steps must be a whole number, got 'x'.", None),
+        (["--trainer.detect_anomaly=x"], "--trainer.detect_anomaly must be true or false, got 'x'.", None),
         (["--optimizer=SGD", "--optimizer.lr=x"], "--optimizer.lr must be a number, got 'x'.", None),
         (["--sam"], "--sam needs a value.", "`lightning-same fit --help`"),
         (["--trainer.callbacks=EarlyStopping"], "--trainer.callbacks: ", "--trainer.callbacks.help"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.planted import report_on, run_of
+from support.planted import EPOCHS, report_on, run_of
 from support.speed import in_time, slowness
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -124,3 +124,19 @@ def test_what_is_drawn_stands_where_it_belongs(open_page: Callable[..., Any], pa
     squares = sorted(middle for middle, fill in names if fill in {fill for _, fill in areas})
     assert squares == pytest.approx(sorted(middle for middle, _ in areas), abs=4)
     assert len(squares) == 5
+
+
+def test_the_last_point_of_a_path_is_large(open_page: Callable[..., Any], page_file: Path) -> None:
+    page = open_page(1280)
+    page.goto(page_file.as_uri())
+    figure = page.locator("figure", has_text="the last one large").first
+    figure.scroll_into_view_if_needed()
+    drawn = figure.locator('g.mark-symbol path[opacity="1"]')
+    drawn.first.wait_for()
+    paths: dict[str, list[float]] = {}
+    for color, width in drawn.evaluate_all("all => all.map(one => [one.getAttribute('fill'), one.getBBox().width])"):
+        paths.setdefault(color, []).append(width)
+    assert len(paths) == 3
+    for *others, last in paths.values():
+        assert others == pytest.approx([others[0]] * (EPOCHS - 1))
+        assert last == pytest.approx(2 * others[0], rel=0.05)

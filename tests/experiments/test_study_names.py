@@ -129,6 +129,7 @@ def test_names_and_descriptions_are_text_in_the_report(tmp_path: Path) -> None:
     assert all(len(re.findall(r"(?<!\\)\|", row)) > 2 for row in rows)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_swept_lists_mappings_and_texts_are_reported(tmp_path: Path) -> None:
     """They ended in a traceback after all the training."""
     key = "sam.init_args.ckpt"
@@ -151,6 +152,7 @@ def test_swept_lists_mappings_and_texts_are_reported(tmp_path: Path) -> None:
     assert "SAME (ckpt [1, 3])" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_equal_last_names_of_settings_have_a_column_each(tmp_path: Path) -> None:
     """One of them was lost in the grid, and what differed in it was pooled."""
     ours, theirs = "sam.class_path", "model.class_path"
@@ -184,6 +186,7 @@ def test_a_hidden_name_is_in_the_legend_and_math_is_text(tmp_path: Path) -> None
     assert "$\\frac{$" in svg
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_metrics_of_the_users_own_do_not_take_the_reports_columns(tmp_path: Path) -> None:
     runs = [run_of("SAM", seed) for seed in (0, 1)]
     write_runs(tmp_path, runs, **{"seed": 9.0, "method": 1.0, "gap": 3.0, "last/test/accuracy": 7.0, "word": "text"})

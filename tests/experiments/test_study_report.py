@@ -133,6 +133,7 @@ def test_the_charts_have_what_was_measured(tmp_path: Path) -> None:
     assert places == [str(number) for number in range(len(data["charts"]))]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_measurement_makes_no_axes(tmp_path: Path) -> None:
     runs = [run_of(method, seed) for method in ("SAM", "SGD") for seed in range(2)]
     report_on(tmp_path, runs)
@@ -164,6 +165,7 @@ def test_what_was_found_is_first_and_the_method_last(tmp_path: Path) -> None:
     assert "**2 seeds are too few.**" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_of_few_metrics_says_what_is_missing(tmp_path: Path) -> None:
     runs = [run_of(method, 0) for method in ("SGD", "SAM")]
     text = report_on(tmp_path, runs, monitors=False)
