@@ -127,8 +127,11 @@ def test_the_file_of_another_class(capsys: pytest.CaptureFixture[str]) -> None:
 
 @reads_arguments
 @pytest.mark.parametrize("width", ["2", "3", None])
-def test_an_argument_that_the_file_replaces_is_told(capsys: pytest.CaptureFixture[str], width: str | None) -> None:
-    given = [] if width is None else [f"--model.width={width}"]
+@pytest.mark.parametrize("option", ["--model.width", "--model.init_args.width"])
+def test_an_argument_that_the_file_replaces_is_told(
+    capsys: pytest.CaptureFixture[str], option: str, width: str | None
+) -> None:
+    given = [] if width is None else [f"{option}={width}"]
     model = [f"--model={__name__}.Sized", "--ckpt_path=sized.ckpt"]
     main(["validate", *model, *given, *QUIET])
     told = "--model.width 2 is not used: the model in the checkpoint file has 3." in capsys.readouterr().err

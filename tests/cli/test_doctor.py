@@ -133,8 +133,9 @@ def test_results_are_read_with_what_was_recorded(tmp_path: Path) -> None:
     report.write_text(
         '<testsuites><testsuite><testcase classname="tests.gpu.test_cost" name="test_a[x|y]" time="1.5"><properties>'
         '<property name="launches" value="12 (plain 5)"/></properties></testcase>'
-        '<testcase classname="tests.gpu.test_cost" name="test_b" time="0.5"><failure message="assert 1 == 2&#10; no">'
-        "trace</failure></testcase><testcase classname='tests.gpu.test_ddp' name='test_c' time='0'>"
+        '<testcase classname="tests.gpu.test_cost" name="test_b" time="0.5"><properties>'
+        '<property name="launches" value="7"/></properties><failure message="assert 1 == 2&#10; no">trace</failure>'
+        "</testcase><testcase classname='tests.gpu.test_ddp' name='test_c' time='0'>"
         '<skipped message="needs 2 GPUs">x</skipped></testcase>'
         "<testcase classname='tests.gpu.test_ddp' name='test_d' time='0'><error message='no port'>x</error></testcase>"
         "</testsuite></testsuites>"
@@ -142,7 +143,7 @@ def test_results_are_read_with_what_was_recorded(tmp_path: Path) -> None:
     results = first_hour.read(report)
     assert results == [
         Result("test_cost::test_a[x|y]", "passed", 1.5, "launches 12 (plain 5)"),
-        Result("test_cost::test_b", "failed", 0.5, "assert 1 == 2 no"),
+        Result("test_cost::test_b", "failed", 0.5, "assert 1 == 2 no; launches 7"),
         Result("test_ddp::test_c", "skipped", 0.0, "needs 2 GPUs"),
         Result("test_ddp::test_d", "failed", 0.0, "no port"),
     ]

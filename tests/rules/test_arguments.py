@@ -33,7 +33,7 @@ from lightning_same.rules.perturbations import (
     StochasticRounding,
     VarianceSuppressed,
 )
-from lightning_same.rules.schedules import Ramp, Schedule
+from lightning_same.rules.schedules import Cosine, Linear, Ramp, Schedule
 from lightning_same.rules.timing import Every, LargeGradient, LastFraction, RandomSteps, Timing
 
 
@@ -54,6 +54,8 @@ def test_rules_are_values() -> None:
         assert hash(twin) == hash(rule)
     assert SAM(0.1) != SAM(0.2)
     assert SAME([1, 3]) == SAME((1, 3))
+    assert Cosine(0.3, 0.1).arguments() == Linear(0.3, 0.1).arguments()
+    assert Cosine(0.3, 0.1) != Linear(0.3, 0.1)
     assert SAM() != Rule()
 
 
