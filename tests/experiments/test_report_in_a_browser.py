@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """A new window of the browser; its waits are long, since a hang alone shall reach their end."""
+    """Opens a page of some width. Its waits are so long that only a hang reaches their end."""
     opened = []
     milliseconds = 60_000 * slowness()
     sync_api.expect.set_options(timeout=milliseconds)
@@ -84,7 +84,7 @@ def test_the_legend_switches_and_a_point_tells_its_values(open_page: Callable[..
     tip = page.locator("#vg-tooltip-element.visible")
 
     def points(seconds: float) -> bool:
-        """Again, since a chart that is still being drawn anew does not see the pointer."""
+        """Whether the tip shows. Asked again, since a chart that is being redrawn misses the pointer."""
         box = chart.locator("svg.marks").bounding_box()
         page.mouse.move(0, 0)
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -100,16 +100,22 @@ def test_the_legend_switches_and_a_point_tells_its_values(open_page: Callable[..
     sync_api.expect(drawn).to_have_count(3)
 
 
+def drawn_in(page: Any, text: str, selector: str) -> Any:
+    """What the first figure with this title or caption has drawn."""
+    figure = page.locator("figure", has_text=text).first
+    figure.scroll_into_view_if_needed()
+    drawn = figure.locator(selector)
+    drawn.first.wait_for()
+    return drawn
+
+
 def marks(page: Any, title: str, selector: str) -> list[tuple[float, str]]:
     """Of the first figure with this title: how far down each mark's middle is, and its color."""
-    figure = page.locator("figure", has_text=title).first
-    figure.scroll_into_view_if_needed()
-    figure.locator(selector).first.wait_for()
     measured = """all => all.map(one => {
         const box = one.getBoundingClientRect();
         return [box.y + box.height / 2, one.getAttribute("fill")];
     })"""
-    return [(middle, fill) for middle, fill in figure.locator(selector).evaluate_all(measured)]
+    return [(middle, fill) for middle, fill in drawn_in(page, title, selector).evaluate_all(measured)]
 
 
 def test_what_is_drawn_stands_where_it_belongs(open_page: Callable[..., Any], page_file: Path) -> None:
@@ -129,10 +135,7 @@ def test_what_is_drawn_stands_where_it_belongs(open_page: Callable[..., Any], pa
 def test_the_last_point_of_a_path_is_large(open_page: Callable[..., Any], page_file: Path) -> None:
     page = open_page(1280)
     page.goto(page_file.as_uri())
-    figure = page.locator("figure", has_text="the last one large").first
-    figure.scroll_into_view_if_needed()
-    drawn = figure.locator('g.mark-symbol path[opacity="1"]')
-    drawn.first.wait_for()
+    drawn = drawn_in(page, "the last one large", 'g.mark-symbol path[opacity="1"]')
     paths: dict[str, list[float]] = {}
     for color, width in drawn.evaluate_all("all => all.map(one => [one.getAttribute('fill'), one.getBBox().width])"):
         paths.setdefault(color, []).append(width)

@@ -165,7 +165,7 @@ def test_rows_without_a_verdict_count_for_the_correction_and_rows_without_an_int
     for phase, table in means.items():
         for variant in {run.variant for run in runs} - {"SAM"}:
             if (variant, phase) != ("SAME 1", "late"):  # all others differ so much among themselves that they are open
-                rows = table.loc[variant].to_numpy()  # pandas 2.2 would look for the index within itself
+                rows = table.loc[variant].to_numpy()  # pandas 2.2 would align them by their index, and write NaN
                 table.loc[variant] = rows + rng.uniform(-0.5, 0.5, rows.shape)
     study = study_of(runs)
     found = claims(study, runs, means).set_index(["variant", "phase"])

@@ -66,7 +66,7 @@ def test_compiled_by_dynamo_is_eager_without_recompiling(rule: Rule, place: str)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor builds its kernels with a C++ compiler")
 def test_compiled_by_inductor_is_eager_to_rounding() -> None:
     rule = SAME(1, 2.0, 0.3)
-    # No processes, each of which imports torch, for three kernels.
+    # Compile in this process: each of a pool would import torch first, for three kernels.
     with torch._inductor.config.patch(compile_threads=1):
         compiled = train(rule, "submodule", "inductor", 1, Plain)
     for a, b in zip(compiled, train(rule, "nowhere", None, 1, Plain), strict=True):
